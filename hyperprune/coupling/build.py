@@ -1,0 +1,238 @@
+"""From a ledger of ties and freezes to the coupling map."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from hyperprune.coupling.components import components
+from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Site, Size, Tensor
+from hyperprune.labels import Ledger
+from hyperprune.labels.ledger import Freeze, Tie
+from hyperprune.labels.reasons import ALONE, SEVERAL_AXES, TIED, UNREAD
+from hyperprune.trace import Origin
+
+_NOWHERE = Origin("", "", "")
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of a tensor with the root label at every position."""
+
+    tensor: str
+    axis: int
+    role: str
+    roots: np.ndarray
+
+
+def build(ledger: Ledger, model: nn.Module, unreached: Iterable[str] = ()) -> CouplingMap:
+    """Solve the ledger's ties and lay out units, groups and sites.
+
+    A unit is prunable if nothing froze it, some gated weight reads it, and its group has another unit left.
+    """
+    _freeze_shared(ledger, model)
+    _freeze_mixed_use(ledger)
+    roots = _solve(ledger)
+    reasons = _reasons(ledger, roots)
+    axes = _axes(ledger, roots, reasons)
+    _require_reader(axes, reasons)
+    members = _members(axes, reasons)
+    _require_company(members, reasons)
+    index = {root: unit for unit, root in enumerate(root for roots_ in members.values() for root in roots_)}
+    sites = tuple(_site(axis, index) for axis in axes)
+    return CouplingMap(
+        groups=_groups(members, axes, _crossing_ties(ledger, roots, index)),
+        sites=tuple(site for site in sites if set(site.units) != {STAYS}),
+        frozen=_frozen(axes, reasons),
+        tensors=_tensors(ledger),
+        sizes=_sizes(ledger, roots, index),
+        unreached=tuple(sorted(unreached)),
+    )
+
+
+def _solve(ledger: Ledger) -> np.ndarray:
+    if not ledger.ties:
+        return np.arange(ledger.size)
+    left = np.concatenate([tie.left.numpy() for tie in ledger.ties])
+    right = np.concatenate([tie.right.numpy() for tie in ledger.ties])
+    return components(ledger.size, left, right)
+
+
+def _reasons(ledger: Ledger, roots: np.ndarray) -> dict[int, Freeze]:
+    """Return the first reason for which each frozen root must stay."""
+    found: dict[int, Freeze] = {}
+    for freeze in ledger.freezes:
+        for root in np.unique(roots[freeze.labels.numpy()]).tolist():
+            found.setdefault(root, freeze)
+    return found
+
+
+def _freeze_shared(ledger: Ledger, model: nn.Module) -> None:
+    """Tensors that two modules share stay whole: slicing one would have to slice the other."""
+    for name, other in shared_tensors(model).items():
+        for (tensor, _), labels in ledger.axes.items():
+            if tensor == name:
+                ledger.freezes.append(Freeze(labels, f"{TIED} (also {other})", _NOWHERE))
+        if name in ledger.elements:
+            ledger.freezes.append(Freeze(ledger.elements[name].reshape(-1), f"{TIED} (also {other})", _NOWHERE))
+
+
+def _freeze_mixed_use(ledger: Ledger) -> None:
+    """A tensor used both as a weight and element by element has two sets of labels: neither may go."""
+    for name, labels in ledger.elements.items():
+        both = [axis for (tensor, _), axis in ledger.axes.items() if tensor == name]
+        for vector in [labels.reshape(-1), *both] if both else []:
+            ledger.freezes.append(Freeze(vector, SEVERAL_AXES, _NOWHERE))
+
+
+def shared_tensors(model: nn.Module) -> dict[str, str]:
+    """Return the names of tensors that two different modules hold, each with another of its names."""
+    seen: dict[int, tuple[str, nn.Module]] = {}
+    shared: dict[str, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                name = f"{path}.{key}" if path else key
+                other, home = seen.setdefault(id(tensor), (name, module))
+                if home is not module:
+                    shared[name], shared[other] = other, name
+    return shared
+
+
+def _axes(ledger: Ledger, roots: np.ndarray, reasons: dict[int, Freeze]) -> list[_Axis]:
+    found = [
+        _Axis(tensor, axis, _role(ledger, tensor, axis), roots[labels.numpy()])
+        for (tensor, axis), labels in ledger.axes.items()
+    ]
+    for tensor, labels in ledger.elements.items():
+        found += _element_axis(tensor, roots[labels.numpy()], reasons)
+    return found
+
+
+def _role(ledger: Ledger, tensor: str, axis: int) -> str:
+    if (tensor, axis) in ledger.reads:
+        return "reads"
+    return "writes" if (tensor, axis) in ledger.writes else "along"
+
+
+def _element_axis(tensor: str, grid: np.ndarray, reasons: dict[int, Freeze]) -> list[_Axis]:
+    """Find the one axis along which the roots of a directly used tensor differ; freeze them if there are more."""
+    varying = [axis for axis in range(grid.ndim) if (grid != grid.take([0], axis=axis)).any()]
+    if len(varying) == 1:
+        index = tuple(slice(None) if axis == varying[0] else 0 for axis in range(grid.ndim))
+        return [_Axis(tensor, varying[0], "along", grid[index])]
+    for root in np.unique(grid).tolist():
+        reasons.setdefault(root, Freeze(None, SEVERAL_AXES, Origin("parameter", tensor, "")))  # type: ignore[arg-type]
+    return []
+
+
+def _require_reader(axes: list[_Axis], reasons: dict[int, Freeze]) -> None:
+    read = {root for axis in axes if axis.role == "reads" for root in axis.roots.tolist()}
+    for axis in axes:
+        for root in set(axis.roots.tolist()) - read:
+            reasons.setdefault(root, Freeze(None, UNREAD, Origin("", axis.tensor, "")))  # type: ignore[arg-type]
+
+
+def _members(axes: list[_Axis], reasons: Mapping[int, Freeze]) -> dict[tuple[tuple[int, int], ...], list[int]]:
+    """Collect prunable roots by the sites they live at, with how often each occurs there."""
+    homes: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for at, axis in enumerate(axes):
+        for root, count in zip(*np.unique(axis.roots, return_counts=True), strict=True):
+            if int(root) not in reasons:
+                homes[int(root)].append((at, int(count)))
+    members: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
+    for root in sorted(homes):
+        members[tuple(homes[root])].append(root)
+    return dict(members)
+
+
+def _require_company(members: dict[tuple[tuple[int, int], ...], list[int]], reasons: dict[int, Freeze]) -> None:
+    """A lone unit would take its whole layer along; it stays."""
+    for key in [key for key, roots in members.items() if len(roots) == 1]:
+        reasons[members.pop(key)[0]] = Freeze(None, ALONE, _NOWHERE)  # type: ignore[arg-type]
+
+
+def _site(axis: _Axis, index: Mapping[int, int]) -> Site:
+    return Site(axis.tensor, axis.axis, axis.role, tuple(index.get(root, STAYS) for root in axis.roots.tolist()))
+
+
+def _groups(
+    members: Mapping[tuple[tuple[int, int], ...], list[int]], axes: list[_Axis], ties: Mapping[int, set[str]]
+) -> tuple[Group, ...]:
+    groups: list[Group] = []
+    names: Counter[str] = Counter()
+    start = 0
+    for homes, roots in members.items():
+        makers = _modules(axes, homes, "writes")
+        readers = _modules(axes, homes, "reads")
+        name = (makers or _modules(axes, homes, "along") or readers)[0]
+        names[name] += 1
+        unique = name if names[name] == 1 else f"{name}#{names[name]}"
+        width = max(count for at, count in homes if axes[at].role != "reads") if makers else 1
+        calls = sorted({tie for unit in range(start, start + len(roots)) for tie in ties.get(unit, ())})
+        groups.append(Group(unique, start, len(roots), width, makers, readers, tuple(calls)))
+        start += len(roots)
+    return tuple(groups)
+
+
+def _modules(axes: list[_Axis], homes: Iterable[tuple[int, int]], role: str) -> tuple[str, ...]:
+    paths = [axes[at].tensor.rpartition(".")[0] or axes[at].tensor for at, _ in homes if axes[at].role == role]
+    return tuple(dict.fromkeys(paths))
+
+
+def _crossing_ties(ledger: Ledger, roots: np.ndarray, index: Mapping[int, int]) -> dict[int, set[str]]:
+    """Say for each unit which calls between activations (adds, shuffles, splits) tied channels to it."""
+    found: dict[int, set[str]] = defaultdict(set)
+    for tie in ledger.ties:
+        if _couples(tie):
+            for root in np.unique(roots[tie.left.numpy()]).tolist():
+                if root in index:
+                    found[index[root]].add(str(tie.origin))
+    return found
+
+
+def _couples(tie: Tie) -> bool:
+    """Say whether a tie is worth showing: a layer reading its own input is not."""
+    plain = ("linear", "batch_norm", "instance_norm")
+    return not any(part in tie.origin.op for part in plain) and not _is_plain_convolution(tie)
+
+
+def _is_plain_convolution(tie: Tie) -> bool:
+    return "conv" in tie.origin.op and bool((tie.left[1:] != tie.left[:-1]).all())
+
+
+def _frozen(axes: list[_Axis], reasons: Mapping[int, Freeze]) -> tuple[Frozen, ...]:
+    found: list[Frozen] = []
+    for axis in axes:
+        if axis.role != "writes":
+            continue
+        counts: Counter[tuple[str, str]] = Counter()
+        for root in axis.roots.tolist():
+            if root in reasons:
+                where = reasons[root].origin
+                counts[reasons[root].reason, str(where) if where.op else where.module] += 1
+        layer = axis.tensor.rpartition(".")[0] or axis.tensor
+        found += [Frozen(layer, count, reason, where) for (reason, where), count in counts.items()]
+    return tuple(found)
+
+
+def _tensors(ledger: Ledger) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(ref.name, ref.shape, ledger.positions.get(ref.name, 0))
+        for ref in ledger.tensors.values()
+        if ref.is_parameter or ref.name in ledger.positions
+    )
+
+
+def _sizes(ledger: Ledger, roots: np.ndarray, index: Mapping[int, int]) -> tuple[Size, ...]:
+    found: dict[Size, None] = {}
+    for call in ledger.sized:
+        for extent in call.extents:
+            units = tuple(index.get(root, STAYS) for root in roots[extent.numpy()].tolist())
+            if set(units) != {STAYS}:
+                found[Size(call.node, call.origin.module, units)] = None
+    return tuple(found)

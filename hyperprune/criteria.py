@@ -1,0 +1,67 @@
+"""Scores of units that need no training: for ``prune`` and as baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from hyperprune.cost import CostModel
+from hyperprune.coupling import STAYS, CouplingMap
+from hyperprune.errors import BudgetError
+
+Criterion = Callable[[nn.Module, CouplingMap, CostModel], np.ndarray]
+
+
+def magnitude(model: nn.Module, coupling: CouplingMap, cost: CostModel) -> np.ndarray:
+    """Score a unit by the squared norm of all weights that make or read it, relative to its group's mean.
+
+    Relative scores are multiplied by the price of their group, because the solver divides by it: otherwise the
+    dearest groups would go first, whatever their weights.
+    """
+    scores = np.zeros(coupling.units)
+    for site in coupling.sites:
+        if site.role in ("reads", "writes"):
+            np.add.at(scores, *_by_unit(model, site.tensor, site.axis, site.units))
+    return _relative(scores, coupling) * _prices(coupling, cost)
+
+
+def random(model: nn.Module, coupling: CouplingMap, cost: CostModel) -> np.ndarray:
+    """Score units by chance (from torch's global random state), each group losing about the same share."""
+    draws = torch.rand(coupling.units).double().numpy()
+    return draws * _prices(coupling, cost)
+
+
+CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random}
+
+
+def criterion(name: str) -> Criterion:
+    """Return a criterion by name.
+
+    Raises:
+        BudgetError: no such criterion; the message lists them.
+    """
+    if name not in CRITERIA:
+        raise BudgetError(f"no criterion {name!r}; there are: {', '.join(sorted(CRITERIA))}")
+    return CRITERIA[name]
+
+
+def _by_unit(model: nn.Module, tensor: str, axis: int, units: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    path, _, name = tensor.rpartition(".")
+    weight = getattr(model.get_submodule(path), name).detach().double()
+    others = [at for at in range(weight.ndim) if at != axis]
+    norms = (weight.square().sum(dim=others) if others else weight.square()).cpu().numpy()
+    index = np.array(units)
+    return index[index != STAYS], norms[index != STAYS]
+
+
+def _relative(scores: np.ndarray, coupling: CouplingMap) -> np.ndarray:
+    means = np.array([max(scores[group.units].mean(), 1e-300) for group in coupling.groups])
+    return scores / means[coupling.of_unit()]
+
+
+def _prices(coupling: CouplingMap, cost: CostModel) -> np.ndarray:
+    changes = cost.changes(cost.full, -np.ones_like(cost.full))
+    return np.abs(changes["macs"]).astype(float)[coupling.of_unit()]

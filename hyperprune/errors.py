@@ -1,0 +1,47 @@
+"""Every error hyperprune raises, in one small tree.
+
+Each message says what is wrong, where (layer, operation, source line when there is one), and what to do.
+"""
+
+from __future__ import annotations
+
+
+class HyperpruneError(Exception):
+    """Base of every error raised on purpose by hyperprune.
+
+    Example:
+        >>> issubclass(BudgetError, HyperpruneError)
+        True
+    """
+
+
+class ModelError(HyperpruneError, ValueError):
+    """The model, or what was passed as a model, cannot be hyperized (wrapped, parametrized, not a module)."""
+
+
+class InputsError(HyperpruneError, ValueError):
+    """The example inputs do not fit: wrong type, wrong device, or the model fails on them."""
+
+
+class TraceError(HyperpruneError, RuntimeError):
+    """The model runs, but ``torch.export`` cannot turn the run into a graph."""
+
+
+class NothingPrunableError(HyperpruneError, ValueError):
+    """The analysis found no channel that may go. The message lists what held the channels back."""
+
+
+class BudgetError(HyperpruneError, ValueError):
+    """The budget is malformed, above the dense cost, or below what the floors allow."""
+
+
+class SearchError(HyperpruneError, RuntimeError):
+    """The search was set up or driven wrongly, or met latents that are not finite."""
+
+
+class ProofError(HyperpruneError, RuntimeError):
+    """The slim model does not equal the searched one within the tolerance."""
+
+
+class SlimmingError(HyperpruneError, RuntimeError):
+    """The plan does not fit the model it is applied to."""

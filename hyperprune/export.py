@@ -1,0 +1,82 @@
+"""From the searched network to the user's own class, plain and slim, proved equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hyperprune.budget import Budget, Ladder, Solver
+from hyperprune.criteria import criterion as find_criterion
+from hyperprune.errors import ModelError, ProofError
+from hyperprune.hyper import HyperModel, hyperize, prove, slim_copy
+from hyperprune.verify import Proof
+
+
+def export_pruned(hyper: HyperModel, *, tolerance: float | None = None) -> nn.Module:
+    """Return the slim network: the user's own class, plain layers, dead channels gone, latents folded in.
+
+    It has been run beside the searched network on the example inputs (eval mode) and equals it.
+    ``hyper`` is not changed, so it can be searched further and exported again.
+
+    Args:
+        tolerance: bound on the relative error; by default 1e-4 for float32, 1e-10 for float64.
+
+    Raises:
+        ModelError: ``hyper`` is a plain module.
+        ProofError: the slim network differs by more than the tolerance.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> hyper = hyperize(model, torch.randn(1, 4))
+        >>> hyper.bank.remove_(torch.arange(8) < 5)
+        >>> export_pruned(hyper)[0]
+        Linear(in_features=4, out_features=3, bias=True)
+    """
+    return export_with_proof(hyper, tolerance=tolerance)[0]
+
+
+def export_with_proof(hyper: HyperModel, *, tolerance: float | None = None) -> tuple[nn.Module, Proof]:
+    """As ``export_pruned``, and return the proof beside the slim network."""
+    if not isinstance(hyper, HyperModel):
+        raise ModelError(
+            f"export_pruned takes what hyperize returned, not {type(hyper).__name__}. "
+            "For one call without training use prune(model, x, Budget(macs=0.5))."
+        )
+    slim = slim_copy(hyper)
+    slim.train(hyper.model.training)
+    proof = prove(hyper, slim, tolerance)
+    if not proof.holds:
+        raise ProofError(
+            f"the slim {type(slim).__name__} does not equal the searched network: {proof}. Nothing was exported."
+        )
+    return slim, proof
+
+
+def prune(model: nn.Module, example_inputs: Any, budget: Budget, *, criterion: str = "magnitude") -> nn.Module:
+    """Prune in one call, without training: hyperize, score, solve the budget, export, prove.
+
+    Args:
+        model: a plain module; it is not changed.
+        example_inputs: as for ``hyperize``.
+        budget: what the slim network may cost.
+        criterion: ``"magnitude"`` or ``"random"``.
+
+    Raises:
+        BudgetError: the budget cannot be reached, or the criterion is unknown.
+        HyperpruneError: as ``hyperize`` and ``export_pruned``.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> prune(model, torch.randn(1, 4), Budget(macs=0.5))[0].out_features
+        4
+    """
+    score = find_criterion(criterion)
+    hyper = hyperize(model, example_inputs)
+    solver = Solver(hyper.cost, Ladder.of(hyper.coupling.groups, budget))
+    scores = score(hyper.model, hyper.coupling, hyper.cost)
+    keep = solver.solve(scores, budget.limits(hyper.cost.total(hyper.cost.full)))
+    hyper.bank.keep_(torch.from_numpy(np.asarray(keep)))
+    return export_pruned(hyper)

@@ -1,0 +1,81 @@
+"""What a generator is, and how it takes the place of a layer's weight."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from hyperprune.coupling import CouplingMap, Site
+from hyperprune.latents import LatentBank
+
+
+class Generator(Protocol):
+    """Chooses how the weights of a network are generated."""
+
+    def start_(self, bank: LatentBank, rng: torch.Generator) -> None:
+        """Set the latents to the values from which the search starts."""
+
+    def weight(
+        self, bank: LatentBank, module: nn.Module, weight: Tensor, sites: Mapping[str, Site], rng: torch.Generator
+    ) -> nn.Module | None:
+        """Return the parametrization of one weight, or None where it needs none.
+
+        ``sites`` holds the weight's site of role ``"reads"`` and of role ``"writes"``, where it has them.
+        """
+
+
+def attach(model: nn.Module, bank: LatentBank, coupling: CouplingMap, generator: Generator, seed: int) -> None:
+    """Replace every gated weight of ``model`` by a generated one, in place.
+
+    Layers keep their class (``isinstance`` holds) and their ``forward``.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    generator.start_(bank, rng)
+    for tensor, sites in _weights(coupling).items():
+        path, _, name = tensor.rpartition(".")
+        module = model.get_submodule(path)
+        made = generator.weight(bank, module, getattr(module, name), sites, rng)
+        if made is not None:
+            made.order = tuple(module._parameters)  # type: ignore[assignment]
+            parametrize.register_parametrization(module, name, made, unsafe=True)
+
+
+def detach(model: nn.Module) -> None:
+    """Replace every generated weight of ``model`` by its present value, a plain parameter, in place.
+
+    ``torch.nn.utils.parametrize.remove_parametrizations`` is not used: it deletes the property from the class,
+    which a deep copy shares with its original, so cleaning a copy would break the original.
+    """
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            _detach(module)
+
+
+def _detach(module: nn.Module) -> None:
+    lists = cast(nn.ModuleDict, module.parametrizations)
+    values = {name: _value(made) for name, made in lists.items()}
+    order = [name for made in lists.values() for name in made[0].order]  # type: ignore[index]
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module._modules["parametrizations"]
+    present = {**module._parameters, **values}
+    module._parameters.clear()
+    module._parameters.update({name: present.pop(name) for name in [*order, *present] if name in present})
+
+
+@torch.no_grad()
+def _value(made: nn.Module) -> nn.Parameter:
+    trained = all(p.requires_grad for p in made.parameters(recurse=False))
+    return nn.Parameter(made().detach().clone(), requires_grad=trained)
+
+
+def _weights(coupling: CouplingMap) -> dict[str, dict[str, Site]]:
+    found: dict[str, dict[str, Site]] = defaultdict(dict)
+    for site in coupling.sites:
+        if site.role in ("reads", "writes"):
+            found[site.tensor][site.role] = site
+    return dict(found)

@@ -1,0 +1,46 @@
+"""The lean generator: a weight times the latents of the channels it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hyperprune.coupling import Site
+from hyperprune.latents import LatentBank, select
+
+
+class LeanWeight(nn.Module):
+    """weight = A * z, with z along the axis on which the weight reads channels.
+
+    At z = 1 the product is A bit for bit, and dL/dz_i is the inner product of A's i-th slice with dL/dweight.
+    """
+
+    def __init__(self, bank: LatentBank, site: Site, ndim: int) -> None:
+        super().__init__()
+        self.selection = select(bank, site.units)
+        self.view = tuple(-1 if axis == site.axis else 1 for axis in range(ndim))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.selection().to(weight.dtype).view(self.view)
+
+
+@dataclass(frozen=True)
+class Lean:
+    """Gate the consumers: one multiplication per layer, no further parameters.
+
+    A latent of zero makes every input slice of its channel exactly zero, so the channel can be removed
+    exactly; and because its producer is not gated, its gradient stays alive there and it can grow back.
+    """
+
+    def start_(self, bank: LatentBank, rng: torch.Generator) -> None:
+        """Start with every latent at 1: the pretrained network itself."""
+        nn.init.ones_(bank.latents)
+
+    def weight(
+        self, bank: LatentBank, module: nn.Module, weight: Tensor, sites: Mapping[str, Site], rng: torch.Generator
+    ) -> nn.Module | None:
+        """Gate the axis that reads channels; a weight that reads none (depthwise) stays as it is."""
+        return LeanWeight(bank, sites["reads"], weight.ndim) if "reads" in sites else None

@@ -1,0 +1,231 @@
+"""``hyperize``: from a trained network to one whose weights are generated from latents."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from hyperprune.coupling import CouplingMap, build
+from hyperprune.cost import CostModel
+from hyperprune.errors import InputsError, ModelError, NothingPrunableError
+from hyperprune.generators import Generator, Lean, attach, detach
+from hyperprune.labels import flow
+from hyperprune.latents import LatentBank
+from hyperprune.plan import WidthPlan
+from hyperprune.rehearsal import Choices, blame
+from hyperprune.slim import carve_
+from hyperprune.trace import ExampleInputs, trace
+from hyperprune.verify import Proof, compare, run_eval
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+class HyperModel(nn.Module):
+    """The user's model with generated weights.
+
+    Made by ``hyperize``; computes what the model computed. ``model`` is the transformed copy, of the user's own
+    class, so ``hyper.model.forward_features`` and the like still work.
+
+    Attributes:
+        model: the transformed copy.
+        bank: owner of all latents.
+        coupling: what is tied to what, what stays and why; print it.
+        cost: MACs and parameters at any widths.
+        inputs: the example inputs, for the proof at export.
+    """
+
+    def __init__(
+        self, model: nn.Module, bank: LatentBank, coupling: CouplingMap, cost: CostModel, inputs: ExampleInputs
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.bank = bank
+        self.coupling = coupling
+        self.cost = cost
+        self.inputs = inputs
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def parameter_groups(self, lr: float, weight_decay: float = 0.0, **options: Any) -> list[dict[str, Any]]:
+        """Return two parameter groups for any optimiser: the model's parameters, and the latents.
+
+        The latents take the same learning rate and no weight decay: decay would press survivors too.
+
+        Args:
+            lr: learning rate.
+            weight_decay: decay of the model's parameters.
+            options: anything else the optimiser takes per group.
+        """
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        return [
+            {"params": weights, "lr": lr, "weight_decay": weight_decay, **options},
+            {"params": [self.bank.latents], "lr": lr, "weight_decay": 0.0, **options},
+        ]
+
+    def living(self) -> Tensor:
+        """Return which units live, bool, shape ``[units]``."""
+        return self.bank.living()
+
+    def plan(self) -> WidthPlan:
+        """Return the widths of the network as it is now."""
+        return self.coupling.plan(self.living().cpu().numpy())
+
+    def extra_repr(self) -> str:
+        return f"groups={len(self.coupling.groups)}, units={self.coupling.units}"
+
+
+def hyperize(model: nn.Module, example_inputs: Any, *, generator: Generator | None = None) -> HyperModel:
+    """Give every convolution, and the linear layers it meets, a weight generated from latents.
+
+    The result computes the same outputs as ``model``, bit for bit, in eval and in train mode. ``model`` itself is
+    not changed: parameters, buffers, mode, gradients, hooks and the global random state stay as found.
+
+    Everything that is offered as prunable has been exported once on the example inputs: a random half of all
+    units is removed, and the slim network must equal the zeroed one.
+
+    Args:
+        model: a plain module (wrap it in DistributedDataParallel or torch.compile afterwards).
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for one forward call.
+        generator: how weights are generated; ``Lean()`` by default, or ``DHP()``.
+
+    Raises:
+        ModelError: not a plain module: wrapped, already hyperized, or with parametrized layers.
+        InputsError: the example inputs are of the wrong type or device, or the model fails on them.
+        TraceError: the forward pass cannot be traced.
+        NothingPrunableError: nothing may be removed; the message says why.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4, 2))
+        >>> x = torch.randn(1, 3, 4, 4)
+        >>> hyper = hyperize(model, x)
+        >>> torch.equal(hyper(x), model(x))
+        True
+    """
+    _check_model(model)
+    inputs = ExampleInputs.of(example_inputs)
+    _check_devices(model, inputs)
+    base = _copy(model)
+    traces = trace(base, inputs)
+    unreached = {name for name, _ in base.named_parameters()} - set().union(*(t.used() for t in traces))
+    generator = Lean() if generator is None else generator
+    choices = Choices()
+    while True:
+        coupling = build(flow(traces, choices.taken), base, unreached)
+        _require_something(coupling, base)
+        hyper = _assemble(base, coupling, generator, inputs)
+        fault = _rehearse(hyper)
+        if fault is None:
+            return hyper
+        choices, base = choices.after(fault), _copy(model)
+
+
+def slim_copy(hyper: HyperModel) -> nn.Module:
+    """Return a plain, physically smaller copy of the network as it is now, latents folded in (no proof)."""
+    return carve_(plain_copy(hyper), hyper.plan())
+
+
+def plain_copy(hyper: HyperModel) -> nn.Module:
+    """Return a copy of the full-width network with plain layers whose weights are the generated ones."""
+    plain = copy.deepcopy(hyper.model)
+    detach(plain)
+    return plain
+
+
+def prove(hyper: HyperModel, slim: nn.Module, tolerance: float | None = None) -> Proof:
+    """Compare a slim model with the searched network on the example inputs, in eval mode."""
+    return compare(run_eval(hyper.model, hyper.inputs), run_eval(slim, hyper.inputs), tolerance)
+
+
+def _assemble(model: nn.Module, coupling: CouplingMap, generator: Generator, inputs: ExampleInputs) -> HyperModel:
+    cost = CostModel(coupling, model)
+    bank = LatentBank(coupling.groups)
+    bank.to(next(model.parameters()).device)
+    attach(model, bank, coupling, generator, torch.initial_seed() % 2**63)
+    return HyperModel(model, bank, coupling, cost, inputs)
+
+
+def _rehearse(hyper: HyperModel) -> tuple[str, ...] | None:
+    """Export once with a random half of the units; return the calls to blame, or None if all is well.
+
+    Raises:
+        ModelError: the slim network is wrong and no size written into forward() explains it.
+    """
+    half = torch.rand(hyper.coupling.units, generator=torch.Generator().manual_seed(0)) < 0.5
+    half[[group.start for group in hyper.coupling.groups]] = True
+    hyper.bank.remove_(~half)
+    slim = slim_copy(hyper)
+    try:
+        proof = prove(hyper, slim)
+    except Exception as error:  # whatever the user's forward raises on wrong sizes
+        return blame(hyper.coupling, slim, error)
+    finally:
+        hyper.bank.alive.fill_(1.0)
+    return None if proof.relative_error <= 10 * proof.tolerance else blame(hyper.coupling, slim, proof)
+
+
+def _check_model(model: object) -> None:
+    if isinstance(model, HyperModel):
+        raise ModelError("the model is already hyperized. To start again, hyperize the original model.")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"hyperize takes a torch.nn.Module, not {type(model).__name__}.")
+    if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
+        raise ModelError(
+            f"the model is wrapped in {type(model).__name__}. Hyperize the plain module, then wrap the result: "
+            "DistributedDataParallel(hyperize(model, x)) or torch.compile(hyperize(model, x))."
+        )
+    for path, module in model.named_modules():
+        _check_plain(path, module)
+
+
+def _check_plain(path: str, module: nn.Module) -> None:
+    hooks = [type(hook).__name__ for hook in module._forward_pre_hooks.values()]
+    if parametrize.is_parametrized(module) or {"WeightNorm", "SpectralNorm"} & set(hooks):
+        raise ModelError(
+            f"layer {path!r} ({type(module).__name__}) already has a parametrized weight (weight norm, spectral "
+            "norm, ...). Remove it first: torch.nn.utils.parametrize.remove_parametrizations or remove_weight_norm."
+        )
+
+
+def _check_devices(model: nn.Module, inputs: ExampleInputs) -> None:
+    devices = {parameter.device for parameter in model.parameters()}
+    if not devices:
+        raise NothingPrunableError(f"{type(model).__name__} has no parameters, so there is nothing to prune.")
+    strangers = {tensor.device for tensor in inputs.tensors()} - devices
+    if strangers:
+        raise InputsError(
+            f"the example inputs are on {_listed(strangers)}, the model on {_listed(devices)}. "
+            "Move one to the other: x.to(next(model.parameters()).device)."
+        )
+
+
+def _listed(items: Iterable[object]) -> str:
+    return ", ".join(sorted(str(item) for item in items))
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). hyperize works on a "
+            "copy; drop tensors with a gradient history that the model keeps as attributes."
+        ) from error
+
+
+def _require_something(coupling: CouplingMap, model: nn.Module) -> None:
+    if coupling.groups:
+        return
+    if not coupling.tensors:
+        raise NothingPrunableError(
+            f"{type(model).__name__} has no convolution or linear layer that the example inputs reach."
+        )
+    reasons = [f"  {f.layer}: {f.channels} channels stay: {f.reason} {f.where}".rstrip() for f in coupling.frozen]
+    raise NothingPrunableError(
+        f"nothing in {type(model).__name__} can be removed without changing its outputs:\n" + "\n".join(reasons)
+    )

@@ -1,0 +1,11 @@
+"""Labels: names of channels that flow with the values of a traced graph.
+
+``flow`` reads the graph into a ``Ledger`` of ties and freezes; ``rule`` adds the meaning of an operation.
+"""
+
+from hyperprune.labels.call import Call
+from hyperprune.labels.flow import flow, operator_name
+from hyperprune.labels.ledger import Ledger, SizedCall, TensorRef
+from hyperprune.labels.registry import registered, rule, unregister
+
+__all__ = ["Call", "Ledger", "SizedCall", "TensorRef", "flow", "operator_name", "registered", "rule", "unregister"]

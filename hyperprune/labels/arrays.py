@@ -1,0 +1,59 @@
+"""Small operations on label tensors.
+
+A label tensor has the shape of the activation it describes. Along an axis on which all labels agree it has
+stride 0, so that a channel map over 224 x 224 positions costs no more than one over channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def varies(labels: Tensor, axis: int) -> bool:
+    """Say whether labels differ along ``axis`` (label tensors are kept compact, so the stride tells)."""
+    return labels.shape[axis] > 1 and labels.stride(axis) != 0
+
+
+def varying_axes(labels: Tensor) -> list[int]:
+    """Return the axes along which labels differ.
+
+    Example:
+        >>> varying_axes(spread(torch.arange(3), (2, 3, 4, 4), axis=1))
+        [1]
+    """
+    return [axis for axis in range(labels.ndim) if varies(labels, axis)]
+
+
+def thin(labels: Tensor) -> Tensor:
+    """Cut every axis along which labels agree down to length 1."""
+    for axis in range(labels.ndim):
+        if not varies(labels, axis):
+            labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
+    return labels
+
+
+def compact(labels: Tensor) -> Tensor:
+    """Give every axis along which labels agree stride 0.
+
+    Example:
+        >>> compact(torch.tensor([[1, 2], [1, 2]])).stride()
+        (0, 1)
+    """
+    shape = labels.shape
+    if labels.numel() == 0:
+        return labels
+    slim = thin(labels)
+    for axis in range(slim.ndim):
+        first = slim.narrow(axis, 0, 1)
+        if slim.shape[axis] > 1 and bool((slim == first).all()):
+            slim = first
+    return slim.contiguous().expand(shape)
+
+
+def spread(channels: Tensor, shape: tuple[int, ...] | torch.Size, axis: int) -> Tensor:
+    """Lay a vector of labels along ``axis`` of ``shape``; all other axes agree."""
+    axis %= len(shape)
+    view = [1] * len(shape)
+    view[axis] = -1
+    return compact(channels.reshape(view)).expand(tuple(shape))

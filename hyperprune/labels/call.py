@@ -1,0 +1,122 @@
+"""One call in the graph, as a rule sees it: its arguments as labels, and the ledger to write to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from hyperprune.labels.arrays import compact, spread, varying_axes
+from hyperprune.labels.ledger import Freeze, Ledger, SizedCall, Tie, TensorRef
+from hyperprune.labels.reasons import SEVERAL_AXES
+from hyperprune.trace import Origin, origin
+
+
+class Call:
+    """What a rule may look at and write down.
+
+    Attributes:
+        node: the call in the graph.
+        operator: its name, for instance ``"aten::conv2d"``.
+        arguments: argument name -> value. Activations arrive as label tensors, parameters and buffers as
+            ``TensorRef``, everything else as it was.
+    """
+
+    def __init__(
+        self, node: torch.fx.Node, operator: str, arguments: Mapping[str, Any], ledger: Ledger, choice: int = 0
+    ) -> None:
+        self.node = node
+        self.operator = operator
+        self.arguments = arguments
+        self.origin: Origin = origin(node)
+        self._ledger = ledger
+        self._choice = choice
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the (first) output."""
+        value = self.node.meta["val"]
+        return tuple((value[0] if isinstance(value, (tuple, list)) else value).shape)
+
+    def arg(self, name: str, default: Any = None) -> Any:
+        """Return an argument by its name in the operator's schema."""
+        value = self.arguments.get(name)
+        return default if value is None else value
+
+    def labels(self, value: Any) -> Tensor:
+        """Return the label tensor of an argument; parameters and buffers get one label per element."""
+        return compact(self._ledger.element(value)) if isinstance(value, TensorRef) else value
+
+    def tensors(self) -> list[Any]:
+        """Return every tensor argument, those inside lists too."""
+        leaves = torch.utils._pytree.tree_leaves(list(self.arguments.values()))
+        return [leaf for leaf in leaves if isinstance(leaf, (Tensor, TensorRef))]
+
+    def channels(self, value: Any, axis: int) -> Tensor:
+        """Return the labels along one axis, shape ``[size]``; freeze them if they differ along another."""
+        labels = self.labels(value)
+        axis %= labels.ndim
+        if set(varying_axes(labels)) - {axis}:
+            self.freeze(labels, SEVERAL_AXES)
+            return self.pinned(SEVERAL_AXES, (labels.shape[axis],))
+        index = [slice(None) if at == axis else 0 for at in range(labels.ndim)]
+        return labels[tuple(index)]
+
+    def axis(self, tensor: TensorRef, axis: int) -> Tensor:
+        """Return the labels along one axis of a parameter or buffer."""
+        return self._ledger.axis(tensor, axis)
+
+    def reads(self, tensor: TensorRef, axis: int) -> Tensor:
+        """Return an axis along which a weight reads channels: the place where a gate acts."""
+        self._ledger.reads.add((tensor.name, axis))
+        return self.axis(tensor, axis)
+
+    def writes(self, tensor: TensorRef, axis: int) -> Tensor:
+        """Return an axis along which a weight makes channels."""
+        self._ledger.writes.add((tensor.name, axis))
+        return self.axis(tensor, axis)
+
+    def applied(self, tensor: TensorRef, positions: int) -> None:
+        """Note that a weight is applied at so many positions: each costs one MAC per element."""
+        self._ledger.positions[tensor.name] = self._ledger.positions.get(tensor.name, 0) + positions
+
+    def tie(self, left: Tensor, right: Tensor) -> None:
+        """Let two tensors of labels live or die together, position by position."""
+        if left is not right:
+            self._ledger.ties.append(Tie(left.reshape(-1), right.reshape(-1), self.origin))
+
+    def freeze(self, value: Any, reason: str) -> None:
+        """Make channels stay."""
+        self._ledger.freezes.append(Freeze(self.labels(value).reshape(-1), reason, self.origin))
+
+    def pinned(self, reason: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Return labels that must stay, for a value whose channels cannot be named."""
+        return self._ledger.pinned(reason, self.origin).expand(self.shape if shape is None else shape)
+
+    def sized(self, *extents: Tensor) -> None:
+        """Note sizes that this call's arguments hold and that follow the channels."""
+        self._ledger.sized.append(SizedCall(self.node.name, self.origin, extents))
+
+    def choose(self, *options: str) -> str:
+        """Pick one of several readings of this call, the likeliest first.
+
+        A later reading is taken once the rehearsal has shown an earlier one to fail; the last resort,
+        beyond all options, is ``"freeze"``.
+        """
+        return options[self._choice] if self._choice < len(options) else "freeze"
+
+    def along(self, channels: Tensor, axis: int) -> Tensor:
+        """Lay a vector of labels along ``axis`` of the output's shape."""
+        return spread(channels, self.shape, axis)
+
+    def give_up(self, reason: str) -> Any:
+        """Freeze everything this call touches and return labels that must stay."""
+        for value in self.tensors():
+            self.freeze(value, reason)
+        value = self.node.meta.get("val")
+        if isinstance(value, (tuple, list)):
+            return [self.pinned(reason, tuple(v.shape)) if isinstance(v, Tensor) else None for v in value]
+        return self.pinned(reason, tuple(value.shape)) if isinstance(value, Tensor) else None

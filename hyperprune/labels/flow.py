@@ -1,0 +1,109 @@
+"""Let labels flow through a traced graph, call by call, writing ties and freezes into a ledger."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from hyperprune.labels import rules as _rules  # noqa: F401  (importing the rules registers them)
+from hyperprune.labels.call import Call
+from hyperprune.labels.ledger import Freeze, Ledger, TensorRef
+from hyperprune.labels.reasons import CONSTANT, INPUT, OUTPUT, SIZE_IN_FORWARD
+from hyperprune.labels.registry import find
+from hyperprune.trace import Origin, Trace, origin
+
+LAST_RESORT = 3
+
+
+def flow(traces: tuple[Trace, ...], choices: Mapping[str, int] | None = None) -> Ledger:
+    """Read every trace of one model into one ledger.
+
+    Args:
+        traces: graphs of the same model (eval mode, perhaps train mode too); they share parameter names.
+            A weight's positions are those of the first trace that applies it.
+        choices: node name -> which reading of an ambiguous call to take (see ``Call.choose``).
+    """
+    ledger = Ledger()
+    for trace in traces:
+        counted = dict(ledger.positions)
+        _Flow(trace, ledger, choices or {}).run()
+        ledger.positions = {**ledger.positions, **counted}
+    return ledger
+
+
+def operator_name(target: Any) -> str:
+    """Return ``"aten::relu"`` for an operator of torch, the plain name for a Python function."""
+    schema = getattr(target, "_schema", None)
+    return schema.name if schema is not None else f"python::{getattr(target, '__name__', target)}"
+
+
+class _Flow:
+    def __init__(self, trace: Trace, ledger: Ledger, choices: Mapping[str, int]) -> None:
+        self._trace = trace
+        self._ledger = ledger
+        self._choices = choices
+        self._values: dict[torch.fx.Node, Any] = {}
+
+    def run(self) -> None:
+        for node in self._trace.graph.nodes:
+            self._values[node] = self._visit(node)
+
+    def _visit(self, node: torch.fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._placeholder(node)
+        if node.op == "output":
+            return self._output(node)
+        if node.target is operator.getitem:
+            source = self._values[node.args[0]]  # type: ignore[index]
+            return source[node.args[1]] if isinstance(source, (list, tuple)) else source
+        return self._call(node)
+
+    def _placeholder(self, node: torch.fx.Node) -> Any:
+        value = node.meta.get("val")
+        names = {**self._trace.parameters, **self._trace.buffers}
+        if node.name in names and isinstance(value, Tensor):
+            return TensorRef(names[node.name], tuple(value.shape), node.name in self._trace.parameters)
+        reason = CONSTANT if node.name.startswith("c_") else INPUT
+        return self._fixed(node, reason)
+
+    def _output(self, node: torch.fx.Node) -> None:
+        where = Origin("output", "", "")
+        for value in torch.utils._pytree.tree_leaves([self._values.get(n) for n in node.all_input_nodes]):
+            if isinstance(value, TensorRef):
+                value = self._ledger.element(value)
+            if isinstance(value, Tensor):
+                self._ledger.freezes.append(Freeze(value.reshape(-1), OUTPUT, where))
+
+    def _call(self, node: torch.fx.Node) -> Any:
+        name = operator_name(node.target)
+        call = Call(node, name, self._arguments(node), self._ledger, self._choices.get(node.name, 0))
+        if self._choices.get(node.name, 0) >= LAST_RESORT:
+            return call.give_up(SIZE_IN_FORWARD)
+        rule = find(name)
+        if rule is not None:
+            return rule(call)
+        if call.tensors():
+            return call.give_up(f"no rule for {name}")
+        return self._fixed(node, CONSTANT)
+
+    def _fixed(self, node: torch.fx.Node, reason: str) -> Any:
+        where = origin(node)
+        return torch.utils._pytree.tree_map(
+            lambda v: self._ledger.pinned(reason, where).expand(v.shape) if isinstance(v, Tensor) else None,
+            node.meta.get("val"),
+        )
+
+    def _arguments(self, node: torch.fx.Node) -> dict[str, Any]:
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: self._values[n])
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            return {**{str(at): value for at, value in enumerate(args)}, **kwargs}
+        given = dict(zip((argument.name for argument in schema.arguments), args, strict=False))
+        defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        return {**defaults, **given, **kwargs}
+

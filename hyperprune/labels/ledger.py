@@ -1,0 +1,112 @@
+"""The ledger: every label handed out, every tie between labels, and every label that must stay.
+
+A label is an integer that stands for one channel. Rules only write facts down here; nothing is solved
+until all of the graph has been read (``hyperprune.coupling`` does that, once).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hyperprune.trace import Origin
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A parameter or buffer of the model, by name."""
+
+    name: str
+    shape: tuple[int, ...]
+    is_parameter: bool
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Two equally long vectors of labels that live or die together, position by position."""
+
+    left: Tensor
+    right: Tensor
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Labels that must stay, and why."""
+
+    labels: Tensor
+    reason: str
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class SizedCall:
+    """A call whose arguments hold sizes that depend on channels.
+
+    Attributes:
+        node: name of the call in the graph.
+        origin: where the call comes from.
+        extents: one vector of labels per size; a size is the number of labels in it that stay.
+    """
+
+    node: str
+    origin: Origin
+    extents: tuple[Tensor, ...]
+
+
+@dataclass
+class Ledger:
+    """What the rules have written down so far.
+
+    Attributes:
+        axes: labels of one axis of a tensor of the model, keyed by (tensor, axis).
+        elements: labels of the single elements of a tensor that is used directly, keyed by tensor.
+        reads: the axes along which a weight reads channels, where a gate of zero removes them exactly.
+        positions: how many output positions each weight is applied to (MACs = positions x elements).
+    """
+
+    size: int = 1
+    ties: list[Tie] = field(default_factory=list)
+    freezes: list[Freeze] = field(default_factory=list)
+    sized: list[SizedCall] = field(default_factory=list)
+    tensors: dict[str, TensorRef] = field(default_factory=dict)
+    axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    elements: dict[str, Tensor] = field(default_factory=dict)
+    reads: set[tuple[str, int]] = field(default_factory=set)
+    writes: set[tuple[str, int]] = field(default_factory=set)
+    positions: dict[str, int] = field(default_factory=dict)
+
+    def fresh(self, count: int) -> Tensor:
+        """Hand out ``count`` labels nobody has yet, shape ``[count]``."""
+        start, self.size = self.size, self.size + count
+        return torch.arange(start, self.size)
+
+    def pinned(self, reason: str, origin: Origin) -> Tensor:
+        """Hand out one label that must stay; whatever is tied to it stays too. Shape ``[]``."""
+        label = self.fresh(1)
+        self.freezes.append(Freeze(label, reason, origin))
+        return label[0]
+
+    def axis(self, tensor: TensorRef, axis: int) -> Tensor:
+        """Return the labels along one axis of a tensor of the model, the same ones at every call."""
+        self.tensors[tensor.name] = tensor
+        key = (tensor.name, axis)
+        if key not in self.axes:
+            self.axes[key] = self.fresh(tensor.shape[axis])
+        return self.axes[key]
+
+    def element(self, tensor: TensorRef) -> Tensor:
+        """Return labels for a tensor used directly (a scale, an embedding): one per element.
+
+        A tensor with one axis longer than 1 shares its labels with that axis.
+        """
+        long = [axis for axis, size in enumerate(tensor.shape) if size > 1] or list(range(len(tensor.shape)))[:1]
+        if len(long) == 1:
+            view = [-1 if axis == long[0] else 1 for axis in range(len(tensor.shape))]
+            return self.axis(tensor, long[0]).reshape(view)
+        if tensor.name not in self.elements:
+            self.tensors[tensor.name] = tensor
+            self.elements[tensor.name] = self.fresh(torch.Size(tensor.shape).numel()).reshape(tensor.shape)
+        return self.elements[tensor.name]

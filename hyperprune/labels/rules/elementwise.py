@@ -1,0 +1,89 @@
+"""Operations that treat every element by itself: activations, and arithmetic between tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperprune.labels.arrays import compact, thin, varies, varying_axes
+from hyperprune.labels.call import Call
+from hyperprune.labels.reasons import BROADCAST, CONSTANT
+from hyperprune.labels.registry import rule
+
+
+UNARY = (
+    "relu relu6 hardtanh leaky_relu elu selu celu silu gelu mish softplus softsign sigmoid hardsigmoid hardswish "
+    "log_sigmoid tanh hardshrink softshrink threshold exp expm1 log log1p log2 sqrt rsqrt square abs neg sign sin "
+    "cos tan erf reciprocal floor ceil round trunc frac clamp clamp_min clamp_max logit nan_to_num "
+    "dropout alpha_dropout feature_dropout feature_alpha_dropout native_dropout "
+    "alias clone contiguous detach detach_ lift_fresh_copy to _to_copy type_as float half bfloat16 double "
+    "zeros_like ones_like full_like empty_like rand_like randn_like bernoulli fill zero "
+    "_assert_tensor_metadata isnan isinf isfinite logical_not bitwise_not"
+).split()
+
+BINARY = (
+    "add sub mul div true_divide floor_divide remainder fmod pow maximum minimum where "
+    "addcmul addcdiv lerp rsub atan2 logical_and logical_or logical_xor bitwise_and bitwise_or "
+    "eq ne lt le gt ge masked_fill copysign hypot"
+).split()
+
+MAKES = "new_empty new_zeros new_ones new_full empty zeros ones full arange rand randn scalar_tensor linspace eye".split()
+
+
+@rule(*UNARY)
+def unary(call: Call) -> Any:
+    """Every element stays where it is: labels pass through."""
+    tensors = call.tensors()
+    return call.labels(tensors[0]) if tensors else call.pinned(CONSTANT)
+
+
+@rule(*BINARY)
+def between(call: Call) -> Any:
+    """Tie the operands position by position.
+
+    An operand broadcast along an axis on which another varies meets all of that axis's channels at once:
+    its own channels must stay, while the others are untouched.
+    """
+    operands = [call.labels(value) for value in call.tensors()]
+    shape = call.shape
+    busy = [any(_varies_in(o, axis, len(shape)) for o in operands) for axis in range(len(shape))]
+    carriers = [o for o in operands if not _is_broadcast(o, shape, busy)]
+    for other in operands:
+        if all(other is not carrier for carrier in carriers):
+            call.freeze(other, BROADCAST)
+    if not carriers:
+        return call.pinned(BROADCAST)
+    return tie_all(call, [carrier.expand(shape) for carrier in carriers])
+
+
+def tie_all(call: Call, operands: list[Tensor]) -> Tensor:
+    """Tie equally shaped label tensors to each other and return labels that stand for all of them."""
+    first = operands[0]
+    for other in operands[1:]:
+        small = torch.broadcast_tensors(thin(first), thin(other))
+        call.tie(small[0], small[1])
+        if len(varying_axes(other)) > len(varying_axes(first)):
+            first = other
+    return compact(first)
+
+
+def _varies_in(labels: Tensor, axis: int, ndim: int) -> bool:
+    """Say whether an operand varies along an axis of the output (operands align at the last axis)."""
+    own = axis - (ndim - labels.ndim)
+    return own >= 0 and varies(labels, own)
+
+
+def _is_broadcast(labels: Tensor, shape: tuple[int, ...], busy: list[bool]) -> bool:
+    for axis, varied in enumerate(busy):
+        own = axis - (len(shape) - labels.ndim)
+        if varied and shape[axis] > 1 and (own < 0 or labels.shape[own] == 1):
+            return True
+    return False
+
+
+@rule(*MAKES)
+def makes(call: Call) -> Any:
+    """A tensor made here belongs to no channel."""
+    return call.pinned(CONSTANT)

@@ -1,0 +1,106 @@
+"""Layers with weights: convolution, transposed convolution, linear, and norms that keep channels apart."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from hyperprune.labels.call import Call
+from hyperprune.labels.ledger import TensorRef
+from hyperprune.labels.reasons import COMPUTED, MIXED_NORM
+from hyperprune.labels.registry import rule
+
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def convolution(call: Call) -> Any:
+    """Channels along weight axis 1 are read, along axis 0 made; a group goes as a whole."""
+    weight = call.arg("weight")
+    if not isinstance(weight, TensorRef):
+        return call.give_up(COMPUTED)
+    return _convolve(call, weight, reads=1, writes=0, positions=prod(call.shape) // weight.shape[0])
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(call: Call) -> Any:
+    """As convolution, with the weight's first two axes exchanged."""
+    weight = call.arg("weight")
+    if not isinstance(weight, TensorRef):
+        return call.give_up(COMPUTED)
+    x = call.labels(call.arg("input"))
+    return _convolve(call, weight, reads=0, writes=1, positions=x.numel() // weight.shape[0])
+
+
+def _convolve(call: Call, weight: TensorRef, reads: int, writes: int, positions: int) -> Tensor:
+    axis = len(call.shape) - (len(weight.shape) - 2) - 1
+    x, groups = call.channels(call.arg("input"), axis), call.arg("groups", 1)
+    call.applied(weight, positions)
+    if groups == 1:
+        call.tie(call.reads(weight, reads), x)
+        made = call.writes(weight, writes)
+    else:
+        made = _whole_groups(call, weight, x, groups)
+    _follow(call, call.arg("bias"), made)
+    return call.along(made, axis)
+
+
+def _whole_groups(call: Call, weight: TensorRef, x: Tensor, groups: int) -> Tensor:
+    """Tie all that enters and leaves one group; inside a group nothing can be sliced."""
+    first = call.writes(weight, 0)
+    per_group = call.shape[-(len(weight.shape) - 1)] // groups
+    made = first if len(first) == groups * per_group else first.reshape(groups, -1)[:, :1].repeat(1, per_group).reshape(-1)
+    lead = x.reshape(groups, -1)[:, :1]
+    call.tie(lead.expand(groups, len(x) // groups), x.reshape(groups, -1))
+    call.tie(lead.expand(groups, len(first) // groups), first.reshape(groups, -1))
+    call.sized(lead.reshape(-1))
+    return made
+
+
+def _follow(call: Call, vector: Any, channels: Tensor) -> None:
+    """Slice a per-channel vector (bias, batch norm's statistics) along with its channels."""
+    if isinstance(vector, TensorRef):
+        call.tie(call.axis(vector, 0), channels)
+    elif isinstance(vector, Tensor):
+        call.tie(call.channels(vector, 0), channels)
+
+
+@rule("linear")
+def linear(call: Call) -> Any:
+    """Features along weight axis 1 are read, along axis 0 made."""
+    weight = call.arg("weight")
+    if not isinstance(weight, TensorRef):
+        return call.give_up(COMPUTED)
+    call.applied(weight, prod(call.shape) // weight.shape[0])
+    call.tie(call.reads(weight, 1), call.channels(call.arg("input"), -1))
+    made = call.writes(weight, 0)
+    _follow(call, call.arg("bias"), made)
+    return call.along(made, -1)
+
+
+@rule("batch_norm", "instance_norm")
+def per_channel_norm(call: Call) -> Any:
+    """Each channel is normalised by itself; the vectors are sliced along."""
+    x = call.labels(call.arg("input"))
+    channels = call.channels(x, 1)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        _follow(call, call.arg(name), channels)
+    return call.along(channels, 1)
+
+
+@rule("prelu")
+def prelu(call: Call) -> Any:
+    """A slope per channel is sliced along; one slope for all belongs to no channel."""
+    x, weight = call.labels(call.arg("self")), call.arg("weight")
+    if isinstance(weight, TensorRef) and weight.shape[0] == 1:
+        return x
+    channels = call.channels(x, 1)
+    _follow(call, weight, channels)
+    return call.along(channels, 1)
+
+
+@rule("layer_norm", "group_norm", "rms_norm")
+def mixing_norm(call: Call) -> Any:
+    """A norm over channels changes every output when one channel goes, so they all stay."""
+    return call.give_up(MIXED_NORM)

@@ -1,0 +1,184 @@
+"""Data movement: the same operation, run on the label tensor, says where each channel went."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperprune.labels.arrays import compact, thin, varies, varying_axes
+from hyperprune.labels.call import Call
+from hyperprune.labels.ledger import TensorRef
+from hyperprune.labels.reasons import SIZE_IN_FORWARD
+from hyperprune.labels.registry import rule
+
+SAME = (
+    "permute transpose t numpy_T mT movedim swapaxes swapdims unsqueeze squeeze flip roll rot90 "
+    "diagonal tril triu unfold repeat_interleave repeat tile broadcast_to adjoint"
+).split()
+
+
+@rule(*SAME)
+def moved(call: Call) -> Any:
+    """Run the operation itself on the labels."""
+    return compact(_run(call))
+
+
+def _run(call: Call) -> Any:
+    """Apply the call's own operator to label tensors; it must not write in place."""
+    arguments = {
+        name: call.labels(value) if isinstance(value, (Tensor, TensorRef)) else value
+        for name, value in call.arguments.items()
+    }
+    positional, keyword = [], {}
+    for argument in call.node.target._schema.arguments:  # type: ignore[union-attr]
+        if argument.name in arguments:
+            if argument.kwarg_only:
+                keyword[argument.name] = arguments[argument.name]
+            else:
+                positional.append(arguments[argument.name])
+    return call.node.target(*positional, **keyword)  # type: ignore[operator]
+
+
+@rule("expand", "expand_as")
+def expand(call: Call) -> Any:
+    """Expanding repeats a value along axes of length 1."""
+    return call.labels(call.arg("self")).expand(call.shape)
+
+
+@rule("cat", "concatenate", "concat")
+def cat(call: Call) -> Any:
+    """Concatenation along channels puts labels side by side; along other axes it ties them."""
+    tensors = [call.labels(t) for t in call.arg("tensors") if prod(t.shape)]
+    axis = call.arg("dim", 0) % tensors[0].ndim
+    others = [at for at in range(tensors[0].ndim) if at != axis]
+    if any(varies(t, at) for t in tensors for at in others):
+        for other in tensors[1:]:
+            _tie_across(call, tensors[0], other, axis)
+    slim = [_thin_except(t, axis) for t in tensors]
+    return compact(torch.cat(torch.broadcast_tensors(*slim) if _same(slim, axis) else _level(slim, axis), dim=axis)).expand(call.shape)
+
+
+def _same(tensors: list[Tensor], axis: int) -> bool:
+    return len({t.shape[axis] for t in tensors}) == 1
+
+
+def _level(tensors: list[Tensor], axis: int) -> list[Tensor]:
+    """Broadcast all axes but one to the longest among the tensors."""
+    shape = [max(t.shape[at] for t in tensors) for at in range(tensors[0].ndim)]
+    return [t.expand([t.shape[axis] if at == axis else size for at, size in enumerate(shape)]) for t in tensors]
+
+
+def _thin_except(labels: Tensor, axis: int) -> Tensor:
+    for at in range(labels.ndim):
+        if at != axis and not varies(labels, at):
+            labels = labels.narrow(at, 0, 1)
+    return labels
+
+
+def _tie_across(call: Call, left: Tensor, right: Tensor, axis: int) -> None:
+    """Tie what is joined end to end: a channel lies at one place in the joined tensor's other axes."""
+    if varies(left, axis) or varies(right, axis):
+        call.freeze(left, SIZE_IN_FORWARD)
+        call.freeze(right, SIZE_IN_FORWARD)
+        return
+    a, b = torch.broadcast_tensors(thin(left), thin(right))
+    call.tie(a, b)
+
+
+@rule("stack")
+def stack(call: Call) -> Any:
+    """Stacking lays tensors along a new axis; their channels share one axis, so they are tied."""
+    tensors = [call.labels(t) for t in call.arg("tensors")]
+    for other in tensors[1:]:
+        a, b = torch.broadcast_tensors(thin(tensors[0]), thin(other))
+        call.tie(a, b)
+    return compact(torch.stack([t.expand(tensors[0].shape) for t in tensors], dim=call.arg("dim", 0)))
+
+
+@rule("view", "reshape", "_unsafe_view", "unflatten", "view_as", "reshape_as")
+def view(call: Call) -> Any:
+    """Splitting one channel axis into several leaves a rectangle only if all rows lose the same.
+
+    Either every outer row loses the same inner index (a channel shuffle), or whole outer rows go
+    (attention heads, a pixel shuffle written by hand): the first reading that exports exactly is taken.
+    """
+    x = call.labels(call.arg("self"))
+    moved = compact(x.reshape(call.shape))
+    before, after = len(varying_axes(x)), varying_axes(moved)
+    if after:
+        call.sized(*[_extent(moved, axis) for axis in after])
+    return moved if len(after) <= max(before, 1) else _rectangle(call, moved, after)
+
+
+def _rectangle(call: Call, moved: Tensor, axes: list[int]) -> Tensor:
+    reading = call.choose("same inner index", "whole outer rows")
+    if reading == "freeze":
+        call.freeze(moved, SIZE_IN_FORWARD)
+        return moved
+    kept = axes[-1] if reading == "same inner index" else axes[0]
+    for axis in axes:
+        if axis != kept:
+            lead = moved.narrow(axis, 0, 1)
+            call.tie(lead.expand(moved.shape), moved)
+    return moved
+
+
+def _extent(labels: Tensor, axis: int) -> Tensor:
+    return labels[tuple(slice(None) if at == axis else 0 for at in range(labels.ndim))]
+
+
+@rule("flatten")
+def flatten(call: Call) -> Any:
+    """Merging axes repeats each label for every merged position."""
+    return compact(call.labels(call.arg("self")).reshape(call.shape))
+
+
+@rule("slice", "select", "narrow", "index_select")
+def sliced(call: Call) -> Any:
+    """Taking a part of the channels holds a bound that must follow them."""
+    x = call.labels(call.arg("self"))
+    axis = call.arg("dim", 0) % x.ndim
+    if not varies(x, axis) and call.operator != "aten::index_select":
+        return compact(_run(call))
+    part = compact(_run(call)) if call.operator != "aten::index_select" else x
+    whole = part.shape == x.shape and call.operator == "aten::slice"
+    if call.operator == "aten::slice" and call.choose("a bound that can be set") != "freeze":
+        call.sized(_extent(x, axis), _extent(part, axis))
+        return part
+    return part if whole else _stays(call, x, part)
+
+
+def _stays(call: Call, x: Tensor, part: Tensor) -> Any:
+    if call.operator == "aten::index_select":
+        return call.give_up(SIZE_IN_FORWARD)
+    call.freeze(x, SIZE_IN_FORWARD)
+    return part
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(call: Call) -> Any:
+    """The r x r channels that make up one output channel go together (DHP repeats the latent r^2 times)."""
+    x = call.channels(call.arg("self"), -3)
+    square = call.arg("upscale_factor") ** 2
+    rows = x.reshape(-1, square)
+    call.tie(rows[:, :1].expand(rows.shape), rows)
+    return call.along(rows[:, 0], -3)
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(call: Call) -> Any:
+    """Each channel becomes r x r channels."""
+    x = call.channels(call.arg("self"), -3)
+    return call.along(x.repeat_interleave(call.arg("downscale_factor") ** 2), -3)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(call: Call) -> Any:
+    """Groups interleave: every group must lose the same inner index."""
+    x = call.channels(call.arg("self", call.arg("input")), 1)
+    rows = x.reshape(call.arg("groups"), -1)
+    call.tie(rows[:1].expand(rows.shape), rows)
+    return call.along(rows.t().reshape(-1), 1)

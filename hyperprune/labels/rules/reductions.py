@@ -1,0 +1,55 @@
+"""Reductions: harmless over space, a reading of all channels together over channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from hyperprune.labels.arrays import compact, varies
+from hyperprune.labels.call import Call
+from hyperprune.labels.reasons import REDUCED
+from hyperprune.labels.registry import rule
+
+REDUCING = "mean sum amax amin max min prod var std logsumexp norm linalg_vector_norm any all argmax argmin var_mean".split()
+KEEPING = "softmax _softmax log_softmax _log_softmax cumsum cumprod sort topk".split()
+
+
+@rule(*REDUCING)
+def reduce(call: Call) -> Any:
+    """Over axes on which labels agree the labels of any one position remain."""
+    x = call.labels(call.arg("self", call.arg("input")))
+    axes = _axes(call.arg("dim"), x.ndim)
+    if any(varies(x, axis) for axis in axes):
+        return call.give_up(REDUCED)
+    index = [0 if axis in axes else slice(None) for axis in range(x.ndim)]
+    left = compact(x[tuple(index)])
+    value = call.node.meta["val"]
+    if isinstance(value, (tuple, list)):
+        return [_as_shape(left, tuple(v.shape), axes) for v in value]
+    return _as_shape(left, tuple(value.shape), axes)
+
+
+@rule(*KEEPING)
+def along_axis(call: Call) -> Any:
+    """Softmax and its kin mix what lies along one axis."""
+    x = call.labels(call.arg("self"))
+    if varies(x, call.arg("dim", -1) % x.ndim):
+        return call.give_up(REDUCED)
+    value = call.node.meta["val"]
+    return [x for _ in value] if isinstance(value, (tuple, list)) else x
+
+
+def _axes(dim: Any, ndim: int) -> list[int]:
+    if dim is None or dim == []:
+        return list(range(ndim))
+    return [axis % ndim for axis in (dim if isinstance(dim, (list, tuple)) else [dim])] if ndim else []
+
+
+def _as_shape(left: Tensor, shape: tuple[int, ...], axes: list[int]) -> Tensor:
+    """Put the reduced axes back with length 1 where the operation kept them."""
+    if left.ndim == len(shape):
+        return left
+    for axis in sorted(axes):
+        left = left.unsqueeze(axis)
+    return left

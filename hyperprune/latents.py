@@ -1,0 +1,117 @@
+"""The latent bank: one vector per group of channels, all in one flat parameter with named slices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hyperprune.coupling import STAYS, CouplingMap, Group
+
+
+class LatentBank(nn.Module):
+    """Owns every latent of a network.
+
+    A latent counts through its gate, ``latents * alive``. ``alive`` is 1 or 0: a unit that was removed for
+    good has an exactly zero gate whatever the optimiser's momentum does to its latent afterwards.
+
+    Attributes:
+        latents: the parameter, shape ``[units]``, float32.
+        alive: buffer of ones and zeros, shape ``[units]``.
+
+    Example:
+        >>> from hyperprune.coupling import Group
+        >>> bank = LatentBank((Group("conv1", 0, 3, 1, ("conv1",), ("conv2",), ()),))
+        >>> bank.remove_(torch.tensor([True, False, False]))
+        >>> bank.gates().tolist()
+        [0.0, 1.0, 1.0]
+    """
+
+    def __init__(self, groups: tuple[Group, ...]) -> None:
+        super().__init__()
+        self.groups = groups
+        units = sum(group.size for group in groups)
+        self.latents = nn.Parameter(torch.ones(units))
+        self.register_buffer("alive", torch.ones(units))
+        self.alive: Tensor
+
+    def gates(self) -> Tensor:
+        """Return the value each unit is multiplied by, shape ``[units]``."""
+        return self.latents * self.alive
+
+    def latent(self, name: str) -> Tensor:
+        """Return the latent vector of one group, shape ``[group size]``, a view.
+
+        Raises:
+            KeyError: no group has this name.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return self.latents[group.units]
+        raise KeyError(f"no group {name!r}; there are: {', '.join(group.name for group in self.groups)}")
+
+    def living(self) -> Tensor:
+        """Return which units have a gate that is not exactly zero, bool, shape ``[units]``."""
+        return self.gates().detach() != 0
+
+    @torch.no_grad()
+    def remove_(self, units: Tensor) -> None:
+        """Set the gates of the units under a bool mask to exactly zero, for good."""
+        self.alive.masked_fill_(units.to(self.alive.device), 0.0)
+
+    @torch.no_grad()
+    def keep_(self, units: Tensor) -> None:
+        """Let exactly the units under a bool mask live.
+
+        A kept unit that had reached zero starts again at 1; a removed one that comes back resumes its latent.
+        """
+        kept = units.to(self.alive.device)
+        self.alive.copy_(kept)
+        self.latents.masked_fill_(kept & (self.latents == 0), 1.0)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.groups)} groups, {self.latents.numel()} units"
+
+
+class BankHandle:
+    """A reference to the bank that does not make it a submodule; ``deepcopy`` follows it to the copied bank."""
+
+    __slots__ = ("bank",)
+
+    def __init__(self, bank: LatentBank) -> None:
+        self.bank = bank
+
+
+class Selection(nn.Module):
+    """Reads the gates that lie along one axis of a weight, shape ``[positions]``; 1 where a channel stays."""
+
+    def __init__(self, bank: LatentBank, units: tuple[int, ...]) -> None:
+        super().__init__()
+        self._handle = BankHandle(bank)
+        index = torch.tensor(units)
+        total = bank.latents.numel()
+        self.register_buffer("index", torch.where(index == STAYS, total, index), persistent=False)
+        self.register_buffer("one", torch.ones(1), persistent=False)
+        self.index: Tensor
+        self.one: Tensor
+
+    def forward(self) -> Tensor:
+        return torch.cat([self._handle.bank.gates(), self.one]).index_select(0, self.index)
+
+
+class RunSelection(nn.Module):
+    """As ``Selection``, for units that lie in one unbroken run: a view costs nothing."""
+
+    def __init__(self, bank: LatentBank, units: tuple[int, ...]) -> None:
+        super().__init__()
+        self._handle = BankHandle(bank)
+        self.start, self.length = units[0], len(units)
+
+    def forward(self) -> Tensor:
+        bank = self._handle.bank
+        return bank.latents.narrow(0, self.start, self.length) * bank.alive.narrow(0, self.start, self.length)
+
+
+def select(bank: LatentBank, units: tuple[int, ...]) -> nn.Module:
+    """Return the cheaper reader of the gates of these units (one per position of an axis)."""
+    run = units[0] != STAYS and units == tuple(range(units[0], units[0] + len(units)))
+    return RunSelection(bank, units) if run else Selection(bank, units)

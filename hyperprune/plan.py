@@ -1,0 +1,75 @@
+"""A width plan: which channels of which tensors stay. Plain data between search and slimming."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The positions that stay along one axis of one parameter or buffer.
+
+    Attributes:
+        tensor: name of the parameter or buffer, for instance ``"layer1.0.conv1.weight"``.
+        axis: the axis that is sliced.
+        size: length of the axis before.
+        kept: positions that stay, rising.
+    """
+
+    tensor: str
+    axis: int
+    size: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Resize:
+    """A size that a module writes into its ``forward``: it must change from ``old`` to ``new``."""
+
+    module: str
+    old: int
+    new: int
+
+
+@dataclass(frozen=True)
+class WidthPlan:
+    """Everything slimming needs to know, in plain numbers.
+
+    Example:
+        >>> plan = WidthPlan((Slice("conv.weight", 0, 8, (0, 3, 5)),))
+        >>> plan.width("conv.weight", 0)
+        3
+        >>> WidthPlan.from_json(plan.to_json()) == plan
+        True
+    """
+
+    slices: tuple[Slice, ...]
+    resizes: tuple[Resize, ...] = ()
+
+    def width(self, tensor: str, axis: int) -> int:
+        """Return how many positions stay along an axis that the plan slices.
+
+        Raises:
+            KeyError: the plan does not slice this axis.
+        """
+        for cut in self.slices:
+            if (cut.tensor, cut.axis) == (tensor, axis):
+                return len(cut.kept)
+        raise KeyError(f"the plan does not slice axis {axis} of {tensor!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain lists, dicts, strings and ints."""
+        return {
+            "slices": [[s.tensor, s.axis, s.size, list(s.kept)] for s in self.slices],
+            "resizes": [[r.module, r.old, r.new] for r in self.resizes],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> WidthPlan:
+        """Build a plan from what ``to_json`` returned."""
+        return cls(
+            tuple(Slice(t, axis, size, tuple(kept)) for t, axis, size, kept in data["slices"]),
+            tuple(Resize(module, old, new) for module, old, new in data["resizes"]),
+        )

@@ -1,0 +1,84 @@
+"""Apply a width plan to a plain model: slice tensors, then tell the layers their new sizes.
+
+Torch-Pruning's slicing functions are not used: they drop ``requires_grad=False``, take the first channels of a
+grouped convolution whichever were asked for, and know no bare parameters or buffers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+from hyperprune.errors import SlimmingError
+from hyperprune.plan import Slice, WidthPlan
+from hyperprune.slim.sizes import resize_
+from hyperprune.slim.structure import adjust_
+
+
+def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
+    """Slice every tensor the plan names, in place, and return the model.
+
+    All slices are checked before the first one is made, so a plan of another model changes nothing.
+
+    Raises:
+        SlimmingError: a tensor is missing or has another size than the plan expects.
+
+    Example:
+        >>> from hyperprune.plan import Slice
+        >>> plan = WidthPlan((Slice("0.weight", 0, 4, (1, 3)), Slice("0.bias", 0, 4, (1, 3))))
+        >>> carve_(nn.Sequential(nn.Linear(3, 4)), plan)
+        Sequential(
+          (0): Linear(in_features=3, out_features=2, bias=True)
+        )
+    """
+    cuts: dict[str, list[Slice]] = defaultdict(list)
+    for cut in plan.slices:
+        _check(model, cut)
+        cuts[cut.tensor].append(cut)
+    touched: dict[nn.Module, None] = {}
+    for tensor, slices in cuts.items():
+        path, _, name = tensor.rpartition(".")
+        module = model.get_submodule(path)
+        _replace(module, name, _sliced(getattr(module, name), slices))
+        touched[module] = None
+    for module in touched:
+        adjust_(module)
+    for path in sorted({resize.module for resize in plan.resizes}):
+        resize_(model.get_submodule(path), [(r.old, r.new) for r in plan.resizes if r.module == path])
+    return model
+
+
+def _check(model: nn.Module, cut: Slice) -> None:
+    path, _, name = cut.tensor.rpartition(".")
+    try:
+        tensor = getattr(model.get_submodule(path), name)
+    except AttributeError:
+        raise SlimmingError(
+            f"the plan slices {cut.tensor!r}, which {type(model).__name__} does not have. "
+            "The plan belongs to another architecture."
+        ) from None
+    if tensor.ndim <= cut.axis or tensor.shape[cut.axis] != cut.size:
+        raise SlimmingError(
+            f"the plan expects {cut.size} positions along axis {cut.axis} of {cut.tensor!r}, "
+            f"but its shape is {tuple(tensor.shape)}. The plan belongs to other widths."
+        )
+
+
+def _sliced(tensor: Tensor, slices: list[Slice]) -> Tensor:
+    data = tensor.detach()
+    for cut in slices:
+        data = data.index_select(cut.axis, torch.tensor(cut.kept, dtype=torch.long, device=data.device))
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return data.contiguous(memory_format=torch.channels_last)
+    return data
+
+
+def _replace(module: nn.Module, name: str, data: Tensor) -> None:
+    if name in module._parameters:
+        old = module._parameters[name]
+        assert old is not None
+        module._parameters[name] = nn.Parameter(data, requires_grad=old.requires_grad)
+    else:
+        module._buffers[name] = data

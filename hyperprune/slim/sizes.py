@@ -1,0 +1,45 @@
+"""Sizes written into forward(): find the attribute that holds the old number and set the new one.
+
+The graph knows each number where it is used and the module that uses it; the labels give the new number. Whether
+the repair was right is never assumed: the slim model is run and compared.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from torch import nn
+
+from hyperprune.slim.structure import is_standard
+
+
+def resize_(module: nn.Module, changes: list[tuple[int, int]]) -> None:
+    """Set every int (also inside tuples and lists) that equals an old size to its new size, in place.
+
+    A number that would have to become two different ones is left alone.
+
+    Example:
+        >>> block = nn.Module()
+        >>> block.width, block.splits = 8, (8, 16)
+        >>> resize_(block, [(8, 5), (16, 16)])
+        >>> block.width, block.splits
+        (5, (5, 16))
+    """
+    if is_standard(module):
+        return
+    wanted: dict[int, set[int]] = defaultdict(set)
+    for old, new in changes:
+        wanted[old].add(new)
+    sure = {old: news.pop() for old, news in wanted.items() if len(news) == 1}
+    for name, value in vars(module).items():
+        if not name.startswith("_"):
+            vars(module)[name] = _renumber(value, sure)
+
+
+def _renumber(value: Any, sure: dict[int, int]) -> Any:
+    if type(value) is int:
+        return sure.get(value, value)
+    if type(value) in (tuple, list) and value and all(type(item) is int for item in value):
+        return type(value)(sure.get(item, item) for item in value)
+    return value

@@ -1,0 +1,225 @@
+"""One run of the model as a torch.fx graph of ATen calls, with every tensor's name and every call's origin.
+
+The graph is analysed and never executed: the user's own class keeps running. ``torch.export`` (non-strict)
+follows the path the example inputs take, so Python control flow is no obstacle.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.fx
+from torch import nn
+
+from hyperprune.errors import InputsError, TraceError
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+_LIBRARY = ("/torch/nn/", "/torch/_", "/torch/functional")
+
+
+@dataclass(frozen=True)
+class ExampleInputs:
+    """The arguments of one forward call: positional ``args`` and keyword ``kwargs``.
+
+    Example:
+        >>> ExampleInputs.of(torch.zeros(1, 3)).args[0].shape
+        torch.Size([1, 3])
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, inputs: Any) -> ExampleInputs:
+        """Read a tensor, a tuple of arguments, or a dict of keyword arguments.
+
+        Raises:
+            InputsError: ``inputs`` is none of these, or holds no tensor.
+        """
+        if isinstance(inputs, ExampleInputs):
+            return inputs
+        if isinstance(inputs, torch.Tensor):
+            found = cls((inputs,))
+        elif isinstance(inputs, (tuple, list)):
+            found = cls(tuple(inputs))
+        elif isinstance(inputs, Mapping) and all(isinstance(key, str) for key in inputs):
+            found = cls((), dict(inputs))
+        else:
+            raise InputsError(
+                f"example inputs must be a tensor, a tuple of arguments or a dict of keyword arguments, "
+                f"not {type(inputs).__name__}. Pass, for instance, torch.randn(1, 3, 224, 224)."
+            )
+        if not found.tensors():
+            raise InputsError("example inputs hold no tensor. Pass what you would pass to model(...).")
+        return found
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return every tensor among the arguments, in order."""
+        leaves = torch.utils._pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def map(self, change: Any) -> ExampleInputs:
+        """Return the same arguments with ``change`` applied to each tensor."""
+        args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, change, (self.args, dict(self.kwargs)))
+        return ExampleInputs(tuple(args), kwargs)
+
+    def call(self, model: nn.Module) -> Any:
+        """Run ``model`` on these arguments."""
+        return model(*self.args, **self.kwargs)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a call comes from: the module that made it, and the line of source."""
+
+    op: str
+    module: str
+    source: str
+
+    def __str__(self) -> str:
+        where = f" in {self.module!r}" if self.module else ""
+        return f"{self.op}{where}" + (f" ({self.source})" if self.source else "")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A graph and what its placeholders are called in the model.
+
+    Attributes:
+        graph: ATen calls in the order in which they ran; shapes are in ``node.meta["val"]``.
+        parameters: placeholder name -> parameter name in the model.
+        buffers: placeholder name -> buffer name in the model.
+        training: whether the model was in train mode.
+    """
+
+    graph: torch.fx.Graph
+    parameters: Mapping[str, str]
+    buffers: Mapping[str, str]
+    training: bool
+
+    def used(self) -> set[str]:
+        """Return the names of the parameters that some call reads."""
+        return {
+            self.parameters[node.name]
+            for node in self.graph.nodes
+            if node.op == "placeholder" and node.name in self.parameters and node.users
+        }
+
+
+def trace(model: nn.Module, inputs: ExampleInputs) -> tuple[Trace, ...]:
+    """Trace ``model`` in eval mode, and in train mode too where that reaches layers that eval does not.
+
+    The auxiliary heads of GoogLeNet and Inception run only in train mode; a slim model must still fit them.
+    The module is returned to the mode it was in; random state is untouched.
+
+    Raises:
+        InputsError: the model itself fails on these inputs.
+        TraceError: the model runs but cannot be exported; the message holds the line that stopped it.
+    """
+    with _as_found(model), _quiet():
+        model.eval()
+        traces = [_export(model, inputs)]
+        unused = {name for name, _ in model.named_parameters()} - traces[0].used()
+        if unused:
+            model.train()
+            traces += _train_trace(model, inputs, unused)
+    return tuple(traces)
+
+
+def origin(node: torch.fx.Node) -> Origin:
+    """Say which module made this call, and on which line of the user's source."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return Origin(str(node.target), _module_path(stack), _source_line(node.meta.get("stack_trace") or ""))
+
+
+def owner(node: torch.fx.Node) -> str:
+    """Return the path of the innermost module whose ``forward`` made this call."""
+    return _module_path(list((node.meta.get("nn_module_stack") or {}).values()))
+
+
+def _module_path(stack: list[Any]) -> str:
+    return re.sub(r"@\d+$", "", str(stack[-1][0])) if stack else ""
+
+
+def _source_line(stack_trace: str) -> str:
+    frames = list(_FRAME.finditer(stack_trace))
+    users = [frame for frame in frames if not any(part in frame["file"] for part in _LIBRARY)]
+    chosen = (users or frames)[-1:]
+    return "".join(f"{frame['file'].rsplit('/', 1)[-1]}:{frame['line']}" for frame in chosen)
+
+
+def _train_trace(model: nn.Module, inputs: ExampleInputs, unused: set[str]) -> list[Trace]:
+    """Trace train mode if that reaches an unused parameter; batch norm may insist on two examples."""
+    doubled = inputs.map(lambda t: torch.cat([t, t]) if t.ndim else t)
+    for attempt in (inputs, doubled):
+        try:
+            found = _export(model, attempt)
+        except (TraceError, InputsError):
+            continue
+        return [found] if found.used() & unused else []
+    return []
+
+
+def _export(model: nn.Module, inputs: ExampleInputs) -> Trace:
+    try:
+        program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
+    except Exception as error:  # torch.export raises many types; what matters is whether the model itself runs
+        _raise_if_model_fails(model, inputs)
+        raise TraceError(_cannot_export(model, error)) from error
+    signature = program.graph_signature
+    return Trace(
+        program.graph, dict(signature.inputs_to_parameters), dict(signature.inputs_to_buffers), model.training
+    )
+
+
+def _cannot_export(model: nn.Module, error: Exception) -> str:
+    text = str(error)
+    frames = [f for f in _FRAME.finditer(text) if not any(part in f["file"] for part in _LIBRARY)]
+    where = f" at {frames[-1]['file'].rsplit('/', 1)[-1]}:{frames[-1]['line']}" if frames else ""
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return (
+        f"torch.export cannot trace {type(model).__name__}{where}: {first}\n"
+        "The forward pass probably branches on the values of its input. Pass example inputs that take the "
+        "branch you train, or hyperize the submodule (the backbone) that has no such branch."
+    )
+
+
+def _raise_if_model_fails(model: nn.Module, inputs: ExampleInputs) -> None:
+    try:
+        with torch.no_grad():
+            inputs.call(model)
+    except Exception as error:
+        shapes = [f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in inputs.tensors()]
+        raise InputsError(
+            f"{type(model).__name__} fails on the example inputs {shapes}: {type(error).__name__}: {error}"
+        ) from error
+
+
+@contextmanager
+def _as_found(model: nn.Module) -> Iterator[None]:
+    """Give back the mode of every submodule, the buffers, and the random state."""
+    modes = {module: module.training for module in model.modules()}
+    with torch.random.fork_rng(devices=_cuda_devices(model)):
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    tensors = [*model.parameters(), *model.buffers()]
+    return sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

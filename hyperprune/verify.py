@@ -1,0 +1,106 @@
+"""Proof: two networks compute the same on given inputs, up to rounding."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperprune.errors import ProofError
+from hyperprune.trace import ExampleInputs
+
+ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a comparison found.
+
+    Attributes:
+        relative_error: largest difference over all outputs, each divided by the largest value of its reference.
+        tolerance: the bound it had to stay below.
+        outputs: number of tensors compared.
+    """
+
+    relative_error: float
+    tolerance: float
+    outputs: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the error is within the tolerance (an error that is not a number never is)."""
+        return self.relative_error <= self.tolerance
+
+    def __str__(self) -> str:
+        sign = "<=" if self.holds else ">"
+        return f"relative error {self.relative_error:.1e} {sign} {self.tolerance:.0e} over {self.outputs} outputs"
+
+
+def compare(reference: Any, candidate: Any, tolerance: float | None = None) -> Proof:
+    """Compare two outputs of any structure (tensor, tuple, dict, dataclass).
+
+    Args:
+        tolerance: bound on the relative error; by default what rounding explains in the reference's dtype.
+
+    Raises:
+        ProofError: the outputs differ in number or shape.
+
+    Example:
+        >>> compare(torch.tensor([2.0, 4.0]), torch.tensor([2.0, 4.0])).relative_error
+        0.0
+    """
+    left, right = tensors_of(reference), tensors_of(candidate)
+    if [t.shape for t in left] != [t.shape for t in right]:
+        shapes = [tuple(t.shape) for t in left], [tuple(t.shape) for t in right]
+        raise ProofError(f"the slim model's outputs have shapes {shapes[1]} instead of {shapes[0]}")
+    if tolerance is None:
+        tolerance = max((ROUNDING.get(t.dtype, 0.0) for t in left), default=0.0)
+    errors = [_relative_error(a, b) for a, b in zip(left, right, strict=True)]
+    return Proof(float(torch.tensor(errors).max()) if errors else 0.0, tolerance, len(errors))
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """Return the tensors of a model's output in a fixed order."""
+    if isinstance(output, Tensor):
+        return [output]
+    if dataclasses.is_dataclass(output):
+        output = vars(output)
+    if isinstance(output, Mapping):
+        return [tensor for key in output for tensor in tensors_of(output[key])]
+    if isinstance(output, (list, tuple)):
+        return [tensor for item in output for tensor in tensors_of(item)]
+    return []
+
+
+@torch.no_grad()
+def run_eval(model: nn.Module, inputs: ExampleInputs) -> Any:
+    """Run a model in eval mode without gradients and give back every submodule's mode and the random state."""
+    with eval_mode(model), torch.random.fork_rng(devices=[]):
+        return inputs.call(model)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode for a while."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _relative_error(reference: Tensor, candidate: Tensor) -> float:
+    if reference.numel() == 0:
+        return 0.0
+    a, b = reference.detach().double(), candidate.detach().double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    if bool(same.all()):
+        return 0.0
+    return float((a - b).abs().max() / a.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
