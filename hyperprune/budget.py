@@ -73,7 +73,8 @@ def _check_amount(name: str, value: object) -> None:
         raise BudgetError(f"{name} must be a float in (0, 1] or a positive int, not {value!r}.")
     if isinstance(value, float) and not 0 < value <= 1:
         raise BudgetError(
-            f"{name}={value} is outside (0, 1]. A float is a fraction of the dense cost; for an absolute count pass an int."
+            f"{name}={value} is outside (0, 1]. A float is a fraction of the dense cost; "
+            "for an absolute count pass an int."
         )
     if isinstance(value, int) and value < 1:
         raise BudgetError(f"{name}={value} must be at least 1.")
@@ -142,9 +143,7 @@ class Solver:
                     f"lowest is {lowest:,} ({lowest / full:.1%} of dense). Ask for more, or lower floor= or divisor=."
                 )
 
-    def solve(
-        self, scores: np.ndarray, limits: Mapping[str, int], preferred: np.ndarray | None = None
-    ) -> np.ndarray:
+    def solve(self, scores: np.ndarray, limits: Mapping[str, int], preferred: np.ndarray | None = None) -> np.ndarray:
         """Return which units stay, bool of shape ``[units]``.
 
         Args:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hyperprune.coupling import CouplingMap, build
 from hyperprune.cost import CostModel
+from hyperprune.coupling import CouplingMap, build
 from hyperprune.errors import InputsError, ModelError, NothingPrunableError
 from hyperprune.generators import Generator, Lean, attach, detach
 from hyperprune.labels import flow
 from hyperprune.latents import LatentBank
 from hyperprune.plan import WidthPlan
-from hyperprune.rehearsal import Choices, blame
+from hyperprune.rehearsal import Choices, after_fault, rehearse
 from hyperprune.slim import carve_
 from hyperprune.trace import ExampleInputs, trace
 from hyperprune.verify import Proof, compare, run_eval
@@ -40,7 +40,12 @@ class HyperModel(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, bank: LatentBank, coupling: CouplingMap, cost: CostModel, inputs: ExampleInputs
+        self,
+        model: nn.Module,
+        bank: LatentBank,
+        coupling: CouplingMap,
+        cost: CostModel,
+        inputs: ExampleInputs,
     ) -> None:
         super().__init__()
         self.model = model
@@ -113,16 +118,14 @@ def hyperize(model: nn.Module, example_inputs: Any, *, generator: Generator | No
     base = _copy(model)
     traces = trace(base, inputs)
     unreached = {name for name, _ in base.named_parameters()} - set().union(*(t.used() for t in traces))
-    generator = Lean() if generator is None else generator
     choices = Choices()
     while True:
-        coupling = build(flow(traces, choices.taken), base, unreached)
+        coupling = build(flow(traces, choices.readings), base, unreached, choices.closed)
         _require_something(coupling, base)
-        hyper = _assemble(base, coupling, generator, inputs)
-        fault = _rehearse(hyper)
-        if fault is None:
-            return hyper
-        choices, base = choices.after(fault), _copy(model)
+        outcome = rehearse(_copy(base), coupling, inputs)
+        if isinstance(outcome, Proof):
+            return _assemble(base, coupling, Lean() if generator is None else generator, inputs)
+        choices = after_fault(choices, coupling, base, outcome)
 
 
 def slim_copy(hyper: HyperModel) -> nn.Module:
@@ -139,7 +142,8 @@ def plain_copy(hyper: HyperModel) -> nn.Module:
 
 def prove(hyper: HyperModel, slim: nn.Module, tolerance: float | None = None) -> Proof:
     """Compare a slim model with the searched network on the example inputs, in eval mode."""
-    return compare(run_eval(hyper.model, hyper.inputs), run_eval(slim, hyper.inputs), tolerance)
+    inputs = hyper.inputs.like(next(hyper.model.parameters()))
+    return compare(run_eval(hyper.model, inputs), run_eval(slim, inputs), tolerance)
 
 
 def _assemble(model: nn.Module, coupling: CouplingMap, generator: Generator, inputs: ExampleInputs) -> HyperModel:
@@ -148,25 +152,6 @@ def _assemble(model: nn.Module, coupling: CouplingMap, generator: Generator, inp
     bank.to(next(model.parameters()).device)
     attach(model, bank, coupling, generator, torch.initial_seed() % 2**63)
     return HyperModel(model, bank, coupling, cost, inputs)
-
-
-def _rehearse(hyper: HyperModel) -> tuple[str, ...] | None:
-    """Export once with a random half of the units; return the calls to blame, or None if all is well.
-
-    Raises:
-        ModelError: the slim network is wrong and no size written into forward() explains it.
-    """
-    half = torch.rand(hyper.coupling.units, generator=torch.Generator().manual_seed(0)) < 0.5
-    half[[group.start for group in hyper.coupling.groups]] = True
-    hyper.bank.remove_(~half)
-    slim = slim_copy(hyper)
-    try:
-        proof = prove(hyper, slim)
-    except Exception as error:  # whatever the user's forward raises on wrong sizes
-        return blame(hyper.coupling, slim, error)
-    finally:
-        hyper.bank.alive.fill_(1.0)
-    return None if proof.relative_error <= 10 * proof.tolerance else blame(hyper.coupling, slim, proof)
 
 
 def _check_model(model: object) -> None:

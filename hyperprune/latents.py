@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hyperprune.coupling import STAYS, CouplingMap, Group
+from hyperprune.coupling import STAYS, Group
 
 
 class LatentBank(nn.Module):

@@ -1,65 +1,138 @@
-"""When a rehearsed export fails: which calls hold sizes that could not be repaired, and what to try next."""
+"""Rehearsal: export once before anything is offered as prunable, and find what to blame when that fails."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from types import TracebackType
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hyperprune.coupling import STAYS, CouplingMap
 from hyperprune.errors import ModelError
-from hyperprune.verify import Proof
+from hyperprune.plan import WidthPlan
+from hyperprune.slim import carve_, is_standard
+from hyperprune.trace import ExampleInputs
+from hyperprune.verify import Proof, compare, run_eval
+
+SLACK = 10  # the rehearsal looks for wrong wiring; rounding may differ a little more than in a real proof
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Which reading of each ambiguous call to take: 0 is the likeliest, the last one freezes its channels."""
+    """How to read what is ambiguous.
 
-    taken: Mapping[str, int] = field(default_factory=dict)
+    Attributes:
+        readings: which reading of each ambiguous call to take: 0 is the likeliest, the last freezes its channels.
+        closed: modules whose channels all stay, because no reading of their calls exported exactly.
+    """
 
-    def after(self, fault: Iterable[str]) -> Choices:
-        """Return the choices with the next reading for the calls at fault.
+    readings: Mapping[str, int] = field(default_factory=dict)
+    closed: frozenset[str] = frozenset()
+
+    def next(self, calls: Iterable[str]) -> Choices:
+        """Return the choices with the next reading for some calls.
 
         Example:
-            >>> Choices({"view": 1}).after(["view", "chunk"]).taken
+            >>> Choices({"view": 1}).next(["view", "chunk"]).readings
             {'view': 2, 'chunk': 1}
         """
-        return Choices({**self.taken, **{node: self.taken.get(node, 0) + 1 for node in fault}})
+        return replace(self, readings={**self.readings, **{c: self.readings.get(c, 0) + 1 for c in calls}})
+
+    def close(self, module: str) -> Choices:
+        """Return the choices with one more module closed."""
+        return replace(self, closed=self.closed | {module})
 
 
-def blame(coupling: CouplingMap, slim: nn.Module, fault: Exception | Proof) -> tuple[str, ...]:
-    """Return the calls whose sizes may explain why a slim model failed or computed something else.
+@dataclass(frozen=True)
+class Fault:
+    """What went wrong, and the modules whose code was running, innermost first."""
 
-    An exception points to the modules it passed through; a wrong result to every call that holds a size.
+    what: str
+    modules: tuple[str, ...]
+
+
+def rehearse(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> Proof | Fault:
+    """Remove a random half of all units from a plain model, in place, and compare with zeroing them.
+
+    The reference has the input slices of the removed units set to zero wherever a weight reads them; the slim
+    model lacks them. Returns a proof, or what went wrong.
+    """
+    half = torch.rand(coupling.units, generator=torch.Generator().manual_seed(0)) < 0.5
+    half[[group.start for group in coupling.groups]] = True
+    enliven_(model, coupling)
+    plan = coupling.plan(half.numpy())
+    _zero_readers(model, coupling, plan)
+    with calibrated(model):
+        expected = run_eval(model, inputs)
+    carve_(model, plan)
+    try:
+        proof = compare(expected, run_eval(model, inputs))
+    except Exception as error:  # whatever the user's forward raises on wrong sizes
+        return Fault(f"{type(error).__name__}: {error}", _modules_on_stack(model, error.__traceback__))
+    return proof if proof.relative_error <= SLACK * proof.tolerance else Fault(str(proof), ())
+
+
+@torch.no_grad()
+def _zero_readers(model: nn.Module, coupling: CouplingMap, plan: WidthPlan) -> None:
+    reads = {(site.tensor, site.axis) for site in coupling.sites if site.role == "reads"}
+    for cut in plan.slices:
+        if (cut.tensor, cut.axis) in reads:
+            weight = model.get_parameter(cut.tensor)
+            gone = torch.ones(cut.size, dtype=torch.bool)
+            gone[list(cut.kept)] = False
+            weight.index_fill_(cut.axis, gone.nonzero().flatten().to(weight.device), 0)
+
+
+def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault: Fault) -> Choices:
+    """Decide what to try next after a slim model failed to run, or computed something else.
+
+    An exception points to the modules it passed through, a wrong result to every call that holds a size. Where
+    no call is left to read differently, the module that failed is closed.
+
+    Args:
+        model: the network, for the classes of its modules.
 
     Raises:
-        ModelError: no call holds a size that follows the channels, so the failure has another cause.
+        ModelError: nothing is left to try.
     """
-    suspects = {size.node: size.module for size in coupling.sizes if set(size.units) != {STAYS}}
-    standard = {name for name, module in slim.named_modules() if isinstance(module, nn.modules.conv._ConvNd)}
-    suspects = {node: module for node, module in suspects.items() if module not in standard}
-    if isinstance(fault, Exception):
-        for path in _modules_on_stack(slim, fault.__traceback__):
-            if kin := [node for node, module in suspects.items() if module == path]:
-                return tuple(_alike(slim, suspects, kin[0]))
+    modules = dict(model.named_modules())
+    suspects = _suspects(coupling, modules)
+    for path in fault.modules:
+        if kin := [node for node, module in suspects.items() if module == path]:
+            return choices.next(_alike(modules, suspects, kin[0]))
     if suspects:
-        return tuple(suspects)
+        return choices.next(suspects)
+    for path in fault.modules:
+        if path and path not in choices.closed and not is_standard(modules[path]):
+            return choices.close(path)
     raise ModelError(
-        f"a rehearsed export of {type(slim).__name__} went wrong ({fault}), and no size written into forward() "
-        "explains it. Please report the model; a layer probably changes its weights while running."
-    ) from (fault if isinstance(fault, Exception) else None)
+        f"a rehearsed export of {type(model).__name__} went wrong ({fault.what}), and no size written into "
+        "forward() explains it. Please report the model; a layer probably changes its weights while running."
+    )
 
 
-def _alike(slim: nn.Module, suspects: Mapping[str, str], node: str) -> list[str]:
+def _suspects(coupling: CouplingMap, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return the calls that hold sizes, each with its module; layers that keep their own sizes are innocent."""
+    return {
+        size.node: size.module
+        for size in coupling.sizes
+        if set(size.units) != {STAYS} and not is_standard(modules[size.module])
+    }
+
+
+def _alike(modules: Mapping[str, nn.Module], suspects: Mapping[str, str], node: str) -> list[str]:
     """Return the suspects in modules of the same class: a fault in one block is a fault in all of them."""
-    modules = dict(slim.named_modules())
     kind = type(modules[suspects[node]])
     return [other for other, path in suspects.items() if type(modules[path]) is kind]
 
 
-def _modules_on_stack(slim: nn.Module, traceback: TracebackType | None) -> list[str]:
+def _modules_on_stack(slim: nn.Module, traceback: TracebackType | None) -> tuple[str, ...]:
     """Return paths of the modules whose code was running, innermost first."""
     paths = {id(module): path for path, module in slim.named_modules()}
     found: list[str] = []
@@ -68,4 +141,47 @@ def _modules_on_stack(slim: nn.Module, traceback: TracebackType | None) -> list[
         if owner in paths:
             found.append(paths[owner])
         traceback = traceback.tb_next
-    return found[::-1]
+    return tuple(found[::-1])
+
+
+@torch.no_grad()
+def enliven_(model: nn.Module, coupling: CouplingMap) -> None:
+    """Draw new values, in place, for tensors that would make a comparison blind.
+
+    A layer scale of 1e-6 or a batch norm that starts at zero hides a whole branch: a wrong export would go
+    unnoticed. Scales become U(0.5, 1.5), weights that are all zero become random; the global random state is
+    left alone.
+    """
+    rng = torch.Generator().manual_seed(0)
+    state = model.state_dict(keep_vars=True)
+    for tensor in coupling.tensors:
+        value = state.get(tensor.name)
+        if value is None or not value.is_floating_point():
+            continue
+        if tensor.positions == 0 and not tensor.name.endswith("bias"):
+            value.copy_(torch.rand(value.shape, generator=rng) + 0.5)
+        elif tensor.positions > 0 and not bool(value.any()):
+            value.copy_(torch.randn(value.shape, generator=rng) / math.sqrt(value[0].numel()))
+
+
+@contextmanager
+def calibrated(model: nn.Module) -> Iterator[None]:
+    """While the block runs, batch norms in eval mode first take the statistics of what they are given.
+
+    A freshly built network in eval mode may lose its signal over many layers; this keeps it alive.
+    """
+    hooks = [m.register_forward_pre_hook(_take_statistics) for m in model.modules() if isinstance(m, _BatchNorm)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _take_statistics(module: nn.Module, args: tuple[Any, ...]) -> None:
+    x: Tensor = args[0]
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    if isinstance(module.running_var, Tensor) and isinstance(module.running_mean, Tensor):
+        variance, mean = torch.var_mean(x, dim=axes, correction=0)
+        module.running_mean.copy_(mean)
+        module.running_var.copy_(variance.clamp_min(1e-3))

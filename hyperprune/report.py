@@ -88,9 +88,7 @@ def comparison_table(reports: Sequence[ModelReport], title: str | None = None) -
         ['', 'dense', 'slim']
     """
     if not reports:
-        raise HyperpruneError(
-            "comparison_table: nothing to compare; pass at least one ModelReport, the baseline first"
-        )
+        raise HyperpruneError("comparison_table: nothing to compare; pass at least one ModelReport, the baseline first")
     table = Table(title=title)
     table.add_column("")
     for report in reports:
@@ -163,9 +161,7 @@ def _kilobytes(count: float) -> str:
 
 
 @torch.no_grad()
-def measure_latency(
-    models: Mapping[str, nn.Module], example_inputs: Tensor, rounds: int = 30
-) -> dict[str, float]:
+def measure_latency(models: Mapping[str, nn.Module], example_inputs: Tensor, rounds: int = 30) -> dict[str, float]:
     """Return the median time of a forward pass of each model, in milliseconds.
 
     The models take turns, so that a busy moment of the machine hits all of them alike. Each runs in

@@ -107,8 +107,9 @@ class Search:
         self._solver = Solver(hyper.cost, Ladder.of(hyper.coupling.groups, budget))
         self._solver.check(self._limits)
         self._options = _latents_group(optimizer, self._bank.latents)
-        self._sparsifier: Sparsifier = Fisher() if sparsifier is None else sparsifier
+        self._sparsifier = Fisher() if sparsifier is None else sparsifier
         self._doomed = torch.zeros_like(self._bank.alive, dtype=torch.bool)
+        self._prices = torch.ones_like(self._bank.alive)
         self.steps = steps
         self.every = every or -(-steps // DECISIONS)
         self.step_count = 0
@@ -126,14 +127,14 @@ class Search:
             return
         self.step_count += 1
         self._require_finite()
-        if self.step_count >= self.steps or self._ends_early():
+        due = self.step_count % self.every == 0
+        if self.step_count >= self.steps or (due and self._ends_early()):
             self._finish()
             return
-        if self.step_count % self.every == 0:
+        if due:
             self._decide()
-        self._sparsifier.press_(
-            Press(self._bank, self._doomed, self._prices(), float(self._options["lr"]), self.every)
-        )
+        lr = float(self._options["lr"])
+        self._sparsifier.press_(Press(self._bank, self._doomed, self._prices, lr, self.every))
 
     def progress(self) -> SearchProgress:
         """Return the present state, for a logger or a progress bar."""
@@ -148,7 +149,7 @@ class Search:
             params_fraction=cost.params / self._dense.params,
             live_units=int(living.sum()),
             units=len(living),
-            pressure=float(getattr(self._sparsifier, "pressure", 0.0)),
+            pressure=self._sparsifier.pressure,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,6 +161,7 @@ class Search:
             "done": self.done,
             "observed": self._observed,
             "doomed": self._doomed.clone(),
+            "prices": self._prices.clone(),
             "sparsifier": self._sparsifier.state_dict(),
         }
 
@@ -176,6 +178,7 @@ class Search:
         self.step_count, self.steps, self.every = state["step"], state["steps"], state["every"]
         self.done, self._observed = state["done"], state["observed"]
         self._doomed.copy_(state["doomed"])
+        self._prices.copy_(state["prices"])
         self._sparsifier.load_state_dict(state["sparsifier"])
 
     def _observe(self) -> None:
@@ -192,8 +195,8 @@ class Search:
         self._require_observed()
         share = self.step_count / self.steps
         limits = {r: round(_of(self._dense, r) * (1 - share) + limit * share) for r, limit in self._limits.items()}
-        self._doomed |= False
         self._doomed.copy_(torch.from_numpy(~self._solve(limits)))
+        self._prices.copy_(self._relative_prices())
 
     def _finish(self) -> None:
         self._require_observed()
@@ -207,18 +210,14 @@ class Search:
 
     def _ends_early(self) -> bool:
         resource, limit = next(iter(self._limits.items()))
-        living = self._living().cpu().numpy()
+        living = self._sparsifier.living(self._bank).cpu().numpy()
         ratio = _of(self._cost.total(self._counts(living)), resource) / _of(self._dense, resource)
-        return self._sparsifier.satisfied(self._bank, ratio, limit / _of(self._dense, resource))
-
-    def _living(self) -> Tensor:
-        rule = getattr(self._sparsifier, "living", None)
-        return rule(self._bank) if rule is not None else self._bank.living()
+        return self._sparsifier.satisfied(ratio, limit / _of(self._dense, resource))
 
     def _counts(self, living: np.ndarray) -> np.ndarray:
         return np.bincount(self._of_unit[living], minlength=len(self._groups))
 
-    def _prices(self) -> Tensor:
+    def _relative_prices(self) -> Tensor:
         """Return each unit's price relative to the mean over living units, for the first budgeted resource."""
         counts = self._counts(self._bank.living().cpu().numpy())
         prices = np.abs(self._cost.changes(counts, -np.ones_like(counts))[next(iter(self._limits))]).astype(float)
@@ -261,7 +260,8 @@ def _latents_group(optimizer: torch.optim.Optimizer, latents: Tensor) -> dict[st
         if any(parameter is latents for parameter in group["params"]):
             if group.get("weight_decay", 0):
                 warnings.warn(
-                    "the optimiser decays the latents; use hyper.parameter_groups(...), which does not.", stacklevel=3
+                    "the optimiser decays the latents; use hyper.parameter_groups(...), which does not.",
+                    stacklevel=3,
                 )
             return group
     raise SearchError(

@@ -69,6 +69,10 @@ class ExampleInputs:
         args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, change, (self.args, dict(self.kwargs)))
         return ExampleInputs(tuple(args), kwargs)
 
+    def like(self, reference: torch.Tensor) -> ExampleInputs:
+        """Return the inputs on the device, and those of floating point in the dtype, of ``reference``."""
+        return self.map(lambda t: t.to(reference if t.is_floating_point() else reference.device))
+
     def call(self, model: nn.Module) -> Any:
         """Run ``model`` on these arguments."""
         return model(*self.args, **self.kwargs)
@@ -173,9 +177,7 @@ def _export(model: nn.Module, inputs: ExampleInputs) -> Trace:
         _raise_if_model_fails(model, inputs)
         raise TraceError(_cannot_export(model, error)) from error
     signature = program.graph_signature
-    return Trace(
-        program.graph, dict(signature.inputs_to_parameters), dict(signature.inputs_to_buffers), model.training
-    )
+    return Trace(program.graph, dict(signature.inputs_to_parameters), dict(signature.inputs_to_buffers), model.training)
 
 
 def _cannot_export(model: nn.Module, error: Exception) -> str:

@@ -79,9 +79,23 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 @torch.no_grad()
 def run_eval(model: nn.Module, inputs: ExampleInputs) -> Any:
-    """Run a model in eval mode without gradients and give back every submodule's mode and the random state."""
-    with eval_mode(model), torch.random.fork_rng(devices=[]):
+    """Run a model in eval mode, in full precision and without gradients; modes and random state come back."""
+    with eval_mode(model), full_precision(), torch.random.fork_rng(devices=[]):
         return inputs.call(model)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Turn autocast and TensorFloat-32 off for a while: their rounding would drown a real difference."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    autocast = [torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda")]
+    matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=False), autocast[0], autocast[1]:
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 @contextmanager

@@ -116,7 +116,12 @@ class CostModel:
         lengths = self.lengths(counts)
         elements = self._fixed * lengths.prod(axis=0)
         return [
-            LayerCost(name, self._shape(at, lengths), int(self._weights["macs"][at] * elements[at]), int(self._weights["params"][at] * elements[at]))
+            LayerCost(
+                name,
+                self._shape(at, lengths),
+                int(self._weights["macs"][at] * elements[at]),
+                int(self._weights["params"][at] * elements[at]),
+            )
             for at, name in enumerate(self._names)
         ]
 

@@ -13,9 +13,10 @@ from hyperprune.coupling.components import components
 from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Site, Size, Tensor
 from hyperprune.labels import Ledger
 from hyperprune.labels.ledger import Freeze, Tie
-from hyperprune.labels.reasons import ALONE, SEVERAL_AXES, TIED, UNREAD
+from hyperprune.labels.reasons import ALONE, SEVERAL_AXES, SIZE_IN_FORWARD, TIED, UNREAD
 from hyperprune.trace import Origin
 
+Homes = tuple[tuple[int, int], ...]
 _NOWHERE = Origin("", "", "")
 
 
@@ -29,27 +30,35 @@ class _Axis:
     roots: np.ndarray
 
 
-def build(ledger: Ledger, model: nn.Module, unreached: Iterable[str] = ()) -> CouplingMap:
+def build(ledger: Ledger, model: nn.Module, unreached: Iterable[str] = (), closed: Iterable[str] = ()) -> CouplingMap:
     """Solve the ledger's ties and lay out units, groups and sites.
 
     A unit is prunable if nothing froze it, some gated weight reads it, and its group has another unit left.
+
+    Args:
+        ledger: what the rules wrote down.
+        model: the network, to find tensors that modules share.
+        unreached: parameters that no trace reached, for the report.
+        closed: modules whose channels all stay.
     """
     _freeze_shared(ledger, model)
+    _freeze_closed(ledger, closed)
     _freeze_mixed_use(ledger)
     roots = _solve(ledger)
     reasons = _reasons(ledger, roots)
     axes = _axes(ledger, roots, reasons)
     _require_reader(axes, reasons)
-    members = _members(axes, reasons)
+    members = _members(axes, reasons, ledger.size)
     _require_company(members, reasons)
-    index = {root: unit for unit, root in enumerate(root for roots_ in members.values() for root in roots_)}
-    sites = tuple(_site(axis, index) for axis in axes)
+    units = np.full(ledger.size, STAYS)
+    units[[root for roots_ in members.values() for root in roots_]] = np.arange(sum(map(len, members.values())))
+    sites = tuple(Site(axis.tensor, axis.axis, axis.role, tuple(units[axis.roots].tolist())) for axis in axes)
     return CouplingMap(
-        groups=_groups(members, axes, _crossing_ties(ledger, roots, index)),
-        sites=tuple(site for site in sites if set(site.units) != {STAYS}),
+        groups=_groups(members, axes, _crossing_ties(ledger, roots, units)),
+        sites=tuple(site for site in sites if any(unit != STAYS for unit in site.units)),
         frozen=_frozen(axes, reasons),
         tensors=_tensors(ledger),
-        sizes=_sizes(ledger, roots, index),
+        sizes=_sizes(ledger, units[roots]),
         unreached=tuple(sorted(unreached)),
     )
 
@@ -79,6 +88,13 @@ def _freeze_shared(ledger: Ledger, model: nn.Module) -> None:
                 ledger.freezes.append(Freeze(labels, f"{TIED} (also {other})", _NOWHERE))
         if name in ledger.elements:
             ledger.freezes.append(Freeze(ledger.elements[name].reshape(-1), f"{TIED} (also {other})", _NOWHERE))
+
+
+def _freeze_closed(ledger: Ledger, closed: Iterable[str]) -> None:
+    for path in closed:
+        for (tensor, _), labels in [*ledger.axes.items(), *(((t, 0), e) for t, e in ledger.elements.items())]:
+            if tensor.startswith(f"{path}."):
+                ledger.freezes.append(Freeze(labels.reshape(-1), SIZE_IN_FORWARD, Origin("", path, "")))
 
 
 def _freeze_mixed_use(ledger: Ledger) -> None:
@@ -137,32 +153,36 @@ def _require_reader(axes: list[_Axis], reasons: dict[int, Freeze]) -> None:
             reasons.setdefault(root, Freeze(None, UNREAD, Origin("", axis.tensor, "")))  # type: ignore[arg-type]
 
 
-def _members(axes: list[_Axis], reasons: Mapping[int, Freeze]) -> dict[tuple[tuple[int, int], ...], list[int]]:
-    """Collect prunable roots by the sites they live at, with how often each occurs there."""
-    homes: dict[int, list[tuple[int, int]]] = defaultdict(list)
+def _members(axes: list[_Axis], reasons: Mapping[int, Freeze], size: int) -> dict[Homes, list[int]]:
+    """Collect prunable roots by the sites they live at, with how often each occurs there.
+
+    The partition is refined axis by axis: roots that shared a class and occur equally often on this axis share
+    the next class.
+    """
+    free = np.ones(size, dtype=bool)
+    free[list(reasons)] = False
+    kind = np.zeros(size, dtype=np.int64)
+    homes: list[Homes] = [()]
     for at, axis in enumerate(axes):
-        for root, count in zip(*np.unique(axis.roots, return_counts=True), strict=True):
-            if int(root) not in reasons:
-                homes[int(root)].append((at, int(count)))
-    members: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
-    for root in sorted(homes):
-        members[tuple(homes[root])].append(root)
+        found, counts = np.unique(axis.roots, return_counts=True)
+        found, counts = found[free[found]], counts[free[found]]
+        most = int(counts.max(initial=0)) + 1
+        pairs, inverse = np.unique(kind[found] * most + counts, return_inverse=True)
+        kind[found] = len(homes) + inverse
+        homes += [(*homes[pair // most], (at, pair % most)) for pair in pairs.tolist()]
+    members: dict[Homes, list[int]] = defaultdict(list)
+    for root in np.flatnonzero(kind).tolist():
+        members[homes[kind[root]]].append(root)
     return dict(members)
 
 
-def _require_company(members: dict[tuple[tuple[int, int], ...], list[int]], reasons: dict[int, Freeze]) -> None:
+def _require_company(members: dict[Homes, list[int]], reasons: dict[int, Freeze]) -> None:
     """A lone unit would take its whole layer along; it stays."""
     for key in [key for key, roots in members.items() if len(roots) == 1]:
         reasons[members.pop(key)[0]] = Freeze(None, ALONE, _NOWHERE)  # type: ignore[arg-type]
 
 
-def _site(axis: _Axis, index: Mapping[int, int]) -> Site:
-    return Site(axis.tensor, axis.axis, axis.role, tuple(index.get(root, STAYS) for root in axis.roots.tolist()))
-
-
-def _groups(
-    members: Mapping[tuple[tuple[int, int], ...], list[int]], axes: list[_Axis], ties: Mapping[int, set[str]]
-) -> tuple[Group, ...]:
+def _groups(members: Mapping[Homes, list[int]], axes: list[_Axis], ties: Mapping[int, set[str]]) -> tuple[Group, ...]:
     groups: list[Group] = []
     names: Counter[str] = Counter()
     start = 0
@@ -184,14 +204,14 @@ def _modules(axes: list[_Axis], homes: Iterable[tuple[int, int]], role: str) -> 
     return tuple(dict.fromkeys(paths))
 
 
-def _crossing_ties(ledger: Ledger, roots: np.ndarray, index: Mapping[int, int]) -> dict[int, set[str]]:
+def _crossing_ties(ledger: Ledger, roots: np.ndarray, units: np.ndarray) -> dict[int, set[str]]:
     """Say for each unit which calls between activations (adds, shuffles, splits) tied channels to it."""
     found: dict[int, set[str]] = defaultdict(set)
     for tie in ledger.ties:
         if _couples(tie):
-            for root in np.unique(roots[tie.left.numpy()]).tolist():
-                if root in index:
-                    found[index[root]].add(str(tie.origin))
+            name = str(tie.origin)
+            for unit in np.unique(units[roots[tie.left.numpy()]]).tolist():
+                found[unit].add(name)
     return found
 
 
@@ -228,11 +248,12 @@ def _tensors(ledger: Ledger) -> tuple[Tensor, ...]:
     )
 
 
-def _sizes(ledger: Ledger, roots: np.ndarray, index: Mapping[int, int]) -> tuple[Size, ...]:
+def _sizes(ledger: Ledger, units: np.ndarray) -> tuple[Size, ...]:
+    """Return the sizes that change; ``units`` holds the unit of every label."""
     found: dict[Size, None] = {}
     for call in ledger.sized:
         for extent in call.extents:
-            units = tuple(index.get(root, STAYS) for root in roots[extent.numpy()].tolist())
-            if set(units) != {STAYS}:
-                found[Size(call.node, call.origin.module, units)] = None
+            here = units[extent.numpy()]
+            if (here != STAYS).any():
+                found[Size(call.node, call.origin.module, tuple(here.tolist()))] = None
     return tuple(found)

@@ -141,9 +141,7 @@ class CouplingMap:
         """Turn a mask over units, bool of shape ``[units]``, into kept positions of tensors."""
         alive = np.asarray(alive, dtype=bool)
         slices = [Slice(s.tensor, s.axis, len(s.units), s.kept(alive)) for s in self.sites]
-        return WidthPlan(
-            tuple(cut for cut in slices if len(cut.kept) < cut.size), tuple(self._resizes(alive))
-        )
+        return WidthPlan(tuple(cut for cut in slices if len(cut.kept) < cut.size), tuple(self._resizes(alive)))
 
     def _resizes(self, alive: np.ndarray) -> list[Resize]:
         found = set()
@@ -171,13 +169,23 @@ class CouplingMap:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CouplingMap:
         """Build a map from what ``to_json`` returned (also after a trip through ``json``)."""
-        kinds: dict[str, Any] = {"groups": Group, "sites": Site, "frozen": Frozen, "tensors": Tensor, "sizes": Size}
+        kinds: dict[str, Any] = {
+            "groups": Group,
+            "sites": Site,
+            "frozen": Frozen,
+            "tensors": Tensor,
+            "sizes": Size,
+        }
         fields = {key: tuple(kind(**_frozen(item)) for item in data[key]) for key, kind in kinds.items()}
         return cls(**fields, unreached=tuple(data["unreached"]))
 
     def dumps(self) -> str:
         """Return the map as JSON text."""
         return json.dumps(self.to_json())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CouplingMap:
+        """Nothing in a map can change, so a copy of a model shares it."""
+        return self
 
     def __str__(self) -> str:
         return coupling_table(self)

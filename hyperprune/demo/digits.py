@@ -44,9 +44,7 @@ def load_digits(size: int = 32) -> Digits:
     )
     train_images, test_images = _enlarge(train_x, size), _enlarge(test_x, size)
     std, mean = torch.std_mean(train_images)
-    return Digits(
-        (train_images - mean) / std, _as_labels(train_y), (test_images - mean) / std, _as_labels(test_y)
-    )
+    return Digits((train_images - mean) / std, _as_labels(train_y), (test_images - mean) / std, _as_labels(test_y))
 
 
 def _enlarge(pixels: object, size: int) -> Tensor:
@@ -71,9 +69,7 @@ def batches(digits: Digits, steps: int, batch_size: int, seed: int) -> Iterator[
         yield _shift(digits.train_images[indices], generator), digits.train_labels[indices]
 
 
-def _shuffled_indices(
-    count: int, steps: int, batch_size: int, generator: torch.Generator
-) -> Iterator[Tensor]:
+def _shuffled_indices(count: int, steps: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     pool = torch.empty(0, dtype=torch.int64)
     for _ in range(steps):
         while len(pool) < batch_size:

@@ -165,9 +165,7 @@ def search_to_budget(stage: Stage, hyper: HyperModel) -> tuple[SearchPoint, ...]
     search = Search(hyper, optimizer, Budget(macs=float(settings.macs)), steps=settings.search_steps)
     hyper.train()
     with phase(stage.console, "search", settings.search_steps) as bar:
-        for images, labels in batches(
-            stage.digits, settings.search_steps, settings.batch_size, settings.seed + 1
-        ):
+        for images, labels in batches(stage.digits, settings.search_steps, settings.batch_size, settings.seed + 1):
             logits = hyper(images)
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
@@ -190,9 +188,7 @@ def train_equally_long(stage: Stage, dense: nn.Module, slim: nn.Module) -> None:
     """Fine-tune ``slim`` and train ``dense``, which skipped the search, for the steps of both; in place."""
     settings = stage.settings
     stage.train("slim, fine-tuning", slim, settings.finetune_steps, settings.finetune_lr, settings.seed + 2)
-    stage.train(
-        "dense, as many steps", dense, settings.steps_after_dense, settings.finetune_lr, settings.seed + 2
-    )
+    stage.train("dense, as many steps", dense, settings.steps_after_dense, settings.finetune_lr, settings.seed + 2)
 
 
 def rival_of(stage: Stage, trained: nn.Module) -> tuple[nn.Module, float]:
@@ -287,9 +283,7 @@ def report_all(
 def measure_all_latencies(stage: Stage, models: Mapping[str, nn.Module]) -> dict[int, dict[str, float]]:
     """Return milliseconds by batch size and model, the models taking turns."""
     images = stage.digits.test_images
-    return {
-        batch: measure_latency(models, images[:batch], rounds) for batch, rounds in LATENCY_ROUNDS.items()
-    }
+    return {batch: measure_latency(models, images[:batch], rounds) for batch, rounds in LATENCY_ROUNDS.items()}
 
 
 def draw(

@@ -66,8 +66,6 @@ def train(
     model: nn.Module, digits: Digits, steps: int, peak_lr: float, *, batch_size: int, seed: int, bar: Phase
 ) -> None:
     """Train ``model`` in place with SGD under a one-cycle learning rate; leaves it in train mode."""
-    if steps == 0:
-        return
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=peak_lr, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peak_lr, total_steps=steps)

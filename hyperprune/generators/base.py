@@ -21,7 +21,12 @@ class Generator(Protocol):
         """Set the latents to the values from which the search starts."""
 
     def weight(
-        self, bank: LatentBank, module: nn.Module, weight: Tensor, sites: Mapping[str, Site], rng: torch.Generator
+        self,
+        bank: LatentBank,
+        module: nn.Module,
+        weight: Tensor,
+        sites: Mapping[str, Site],
+        rng: torch.Generator,
     ) -> nn.Module | None:
         """Return the parametrization of one weight, or None where it needs none.
 

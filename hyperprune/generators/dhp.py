@@ -31,7 +31,12 @@ class DHPWeight(nn.Module):
     """
 
     def __init__(
-        self, bank: LatentBank, reads: Site | None, writes: Site | None, shape: torch.Size, start: tuple[Tensor, Tensor]
+        self,
+        bank: LatentBank,
+        reads: Site | None,
+        writes: Site | None,
+        shape: torch.Size,
+        start: tuple[Tensor, Tensor],
     ) -> None:
         super().__init__()
         self.shape = shape
@@ -87,7 +92,12 @@ class DHP:
             nn.init.ones_(bank.latents)
 
     def weight(
-        self, bank: LatentBank, module: nn.Module, weight: Tensor, sites: Mapping[str, Site], rng: torch.Generator
+        self,
+        bank: LatentBank,
+        module: nn.Module,
+        weight: Tensor,
+        sites: Mapping[str, Site],
+        rng: torch.Generator,
     ) -> nn.Module | None:
         """Generate a convolution's weight by the hypernetwork; gate any other weight where it reads."""
         if not isinstance(module, CONVOLUTIONS):

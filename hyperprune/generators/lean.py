@@ -40,7 +40,12 @@ class Lean:
         nn.init.ones_(bank.latents)
 
     def weight(
-        self, bank: LatentBank, module: nn.Module, weight: Tensor, sites: Mapping[str, Site], rng: torch.Generator
+        self,
+        bank: LatentBank,
+        module: nn.Module,
+        weight: Tensor,
+        sites: Mapping[str, Site],
+        rng: torch.Generator,
     ) -> nn.Module | None:
         """Gate the axis that reads channels; a weight that reads none (depthwise) stays as it is."""
         return LeanWeight(bank, sites["reads"], weight.ndim) if "reads" in sites else None

@@ -8,4 +8,14 @@ from hyperprune.labels.flow import flow, operator_name
 from hyperprune.labels.ledger import Ledger, SizedCall, TensorRef
 from hyperprune.labels.registry import registered, rule, unregister
 
-__all__ = ["Call", "Ledger", "SizedCall", "TensorRef", "flow", "operator_name", "registered", "rule", "unregister"]
+__all__ = [
+    "Call",
+    "Ledger",
+    "SizedCall",
+    "TensorRef",
+    "flow",
+    "operator_name",
+    "registered",
+    "rule",
+    "unregister",
+]

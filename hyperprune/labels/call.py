@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor
 
 from hyperprune.labels.arrays import compact, spread, varying_axes
-from hyperprune.labels.ledger import Freeze, Ledger, SizedCall, Tie, TensorRef
+from hyperprune.labels.ledger import Freeze, Ledger, SizedCall, TensorRef, Tie
 from hyperprune.labels.reasons import SEVERAL_AXES
 from hyperprune.trace import Origin, origin
 
@@ -26,7 +26,12 @@ class Call:
     """
 
     def __init__(
-        self, node: torch.fx.Node, operator: str, arguments: Mapping[str, Any], ledger: Ledger, choice: int = 0
+        self,
+        node: torch.fx.Node,
+        operator: str,
+        arguments: Mapping[str, Any],
+        ledger: Ledger,
+        choice: int = 0,
     ) -> None:
         self.node = node
         self.operator = operator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.fx
@@ -59,8 +59,8 @@ class _Flow:
         if node.op == "output":
             return self._output(node)
         if node.target is operator.getitem:
-            source = self._values[node.args[0]]  # type: ignore[index]
-            return source[node.args[1]] if isinstance(source, (list, tuple)) else source
+            source, at = self._values[cast(torch.fx.Node, node.args[0])], cast(int, node.args[1])
+            return source[at] if isinstance(source, (list, tuple)) else source
         return self._call(node)
 
     def _placeholder(self, node: torch.fx.Node) -> Any:
@@ -106,4 +106,3 @@ class _Flow:
         given = dict(zip((argument.name for argument in schema.arguments), args, strict=False))
         defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
         return {**defaults, **given, **kwargs}
-

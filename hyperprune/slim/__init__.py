@@ -1,5 +1,6 @@
 """Slimming: carve a smaller network of the user's own class out of a plain copy, by kept positions."""
 
 from hyperprune.slim.carve import carve_
+from hyperprune.slim.structure import is_standard
 
-__all__ = ["carve_"]
+__all__ = ["carve_", "is_standard"]

@@ -1,4 +1,4 @@
-"""The interface of a sparsifier."""
+"""A sparsifier: how units are scored, how latents are pressed, and whether to end before the schedule does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Press:
     Attributes:
         bank: the latents.
         doomed: units that the budget's schedule names, bool, shape ``[units]``.
-        prices: MACs (or parameters) that one unit carries, relative to their mean, shape ``[units]``.
+        prices: what one unit costs of the budgeted resource, relative to the mean, shape ``[units]``.
         lr: the optimiser's present learning rate for the latents.
         patience: steps between two decisions of the schedule.
     """
@@ -29,8 +29,8 @@ class Press:
     patience: int
 
 
-class Sparsifier(Protocol):
-    """Watches gradients, scores units, and presses latents towards zero."""
+class Score(Protocol):
+    """Says how important each unit is."""
 
     def observe(self, bank: LatentBank, gradient: Tensor) -> None:
         """See the latents' gradient, shape ``[units]``, just before the optimiser uses it."""
@@ -38,14 +38,92 @@ class Sparsifier(Protocol):
     def scores(self, bank: LatentBank) -> Tensor:
         """Return the importance of every unit, at least 0, shape ``[units]``."""
 
-    def press_(self, press: Press) -> None:
-        """Act on the latents, in place, after the optimiser's step."""
-
-    def satisfied(self, bank: LatentBank, ratio: float, target: float) -> bool:
-        """Say whether to end the search now: ``ratio`` of the budgeted cost is left, ``target`` is wanted."""
-
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on later."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
+
+
+class Action(Protocol):
+    """Presses latents towards zero, in place, after every optimiser step."""
+
+    pressure: float
+
+    def press_(self, press: Press) -> None:
+        """Act once."""
+
+
+class Ending(Protocol):
+    """Counts units as living or not, and may end the search before its last step."""
+
+    def living(self, bank: LatentBank) -> Tensor:
+        """Return which units count as living, bool, shape ``[units]``."""
+
+    def satisfied(self, ratio: float, target: float) -> bool:
+        """Say whether ``ratio`` of the dense cost is close enough to ``target``."""
+
+
+class AtSchedule:
+    """End when the schedule ends; a unit lives while its gate is not zero."""
+
+    def living(self, bank: LatentBank) -> Tensor:
+        """Return the bank's own answer."""
+        return bank.living()
+
+    def satisfied(self, ratio: float, target: float) -> bool:
+        """Never end early."""
+        return False
+
+
+class Sparsifier:
+    """A score, an action and an ending, put together.
+
+    Every combination works with every generator and every budget: the schedule and the solver belong to
+    ``Search``.
+
+    Example:
+        >>> from hyperprune.sparsifiers import Cut, Size
+        >>> rule = Sparsifier(Size(), Cut())  # smallest latents go at once
+        >>> rule.pressure
+        0.0
+    """
+
+    def __init__(self, score: Score, action: Action, ending: Ending | None = None) -> None:
+        self.score = score
+        self.action = action
+        self.ending: Ending = AtSchedule() if ending is None else ending
+
+    @property
+    def pressure(self) -> float:
+        """Strength of the action (lambda of an l1 step; 0 where there is none), for the logger."""
+        return self.action.pressure
+
+    def observe(self, bank: LatentBank, gradient: Tensor) -> None:
+        """Show a gradient to the score."""
+        self.score.observe(bank, gradient)
+
+    def scores(self, bank: LatentBank) -> Tensor:
+        """Return the importance of every unit, shape ``[units]``."""
+        return self.score.scores(bank)
+
+    def press_(self, press: Press) -> None:
+        """Press once, in place."""
+        self.action.press_(press)
+
+    def living(self, bank: LatentBank) -> Tensor:
+        """Return which units count as living, bool, shape ``[units]``."""
+        return self.ending.living(bank)
+
+    def satisfied(self, ratio: float, target: float) -> bool:
+        """Say whether to end the search now."""
+        return self.ending.satisfied(ratio, target)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on later."""
+        return {"score": self.score.state_dict(), "pressure": self.action.pressure}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict``."""
+        self.score.load_state_dict(state["score"])
+        self.action.pressure = state["pressure"]

@@ -12,24 +12,138 @@ from hyperprune.labels.call import Call
 from hyperprune.labels.reasons import BROADCAST, CONSTANT
 from hyperprune.labels.registry import rule
 
+UNARY = [
+    "relu",
+    "relu6",
+    "hardtanh",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "silu",
+    "gelu",
+    "mish",
+    "softplus",
+    "softsign",
+    "sigmoid",
+    "hardsigmoid",
+    "hardswish",
+    "log_sigmoid",
+    "tanh",
+    "hardshrink",
+    "softshrink",
+    "threshold",
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "log2",
+    "sqrt",
+    "rsqrt",
+    "square",
+    "abs",
+    "neg",
+    "sign",
+    "sin",
+    "cos",
+    "tan",
+    "erf",
+    "reciprocal",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+    "frac",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "logit",
+    "nan_to_num",
+    "dropout",
+    "alpha_dropout",
+    "feature_dropout",
+    "feature_alpha_dropout",
+    "native_dropout",
+    "alias",
+    "clone",
+    "contiguous",
+    "detach",
+    "detach_",
+    "lift_fresh_copy",
+    "to",
+    "_to_copy",
+    "type_as",
+    "float",
+    "half",
+    "bfloat16",
+    "double",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "rand_like",
+    "randn_like",
+    "bernoulli",
+    "fill",
+    "zero",
+    "_assert_tensor_metadata",
+    "isnan",
+    "isinf",
+    "isfinite",
+    "logical_not",
+    "bitwise_not",
+]
 
-UNARY = (
-    "relu relu6 hardtanh leaky_relu elu selu celu silu gelu mish softplus softsign sigmoid hardsigmoid hardswish "
-    "log_sigmoid tanh hardshrink softshrink threshold exp expm1 log log1p log2 sqrt rsqrt square abs neg sign sin "
-    "cos tan erf reciprocal floor ceil round trunc frac clamp clamp_min clamp_max logit nan_to_num "
-    "dropout alpha_dropout feature_dropout feature_alpha_dropout native_dropout "
-    "alias clone contiguous detach detach_ lift_fresh_copy to _to_copy type_as float half bfloat16 double "
-    "zeros_like ones_like full_like empty_like rand_like randn_like bernoulli fill zero "
-    "_assert_tensor_metadata isnan isinf isfinite logical_not bitwise_not"
-).split()
+BINARY = [
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "true_divide",
+    "floor_divide",
+    "remainder",
+    "fmod",
+    "pow",
+    "maximum",
+    "minimum",
+    "where",
+    "addcmul",
+    "addcdiv",
+    "lerp",
+    "rsub",
+    "atan2",
+    "logical_and",
+    "logical_or",
+    "logical_xor",
+    "bitwise_and",
+    "bitwise_or",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "masked_fill",
+    "copysign",
+    "hypot",
+]
 
-BINARY = (
-    "add sub mul div true_divide floor_divide remainder fmod pow maximum minimum where "
-    "addcmul addcdiv lerp rsub atan2 logical_and logical_or logical_xor bitwise_and bitwise_or "
-    "eq ne lt le gt ge masked_fill copysign hypot"
-).split()
-
-MAKES = "new_empty new_zeros new_ones new_full empty zeros ones full arange rand randn scalar_tensor linspace eye".split()
+MAKES = [
+    "new_empty",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "arange",
+    "rand",
+    "randn",
+    "scalar_tensor",
+    "linspace",
+    "eye",
+]
 
 
 @rule(*UNARY)

@@ -13,7 +13,6 @@ from hyperprune.labels.reasons import COMPUTED, MIXED_NORM
 from hyperprune.labels.registry import rule
 
 
-
 @rule("conv1d", "conv2d", "conv3d")
 def convolution(call: Call) -> Any:
     """Channels along weight axis 1 are read, along axis 0 made; a group goes as a whole."""
@@ -50,7 +49,9 @@ def _whole_groups(call: Call, weight: TensorRef, x: Tensor, groups: int) -> Tens
     """Tie all that enters and leaves one group; inside a group nothing can be sliced."""
     first = call.writes(weight, 0)
     per_group = call.shape[-(len(weight.shape) - 1)] // groups
-    made = first if len(first) == groups * per_group else first.reshape(groups, -1)[:, :1].repeat(1, per_group).reshape(-1)
+    made = (
+        first if len(first) == groups * per_group else first.reshape(groups, -1)[:, :1].repeat(1, per_group).reshape(-1)
+    )
     lead = x.reshape(groups, -1)[:, :1]
     call.tie(lead.expand(groups, len(x) // groups), x.reshape(groups, -1))
     call.tie(lead.expand(groups, len(first) // groups), first.reshape(groups, -1))

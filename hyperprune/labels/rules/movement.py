@@ -14,10 +14,30 @@ from hyperprune.labels.ledger import TensorRef
 from hyperprune.labels.reasons import SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
 
-SAME = (
-    "permute transpose t numpy_T mT movedim swapaxes swapdims unsqueeze squeeze flip roll rot90 "
-    "diagonal tril triu unfold repeat_interleave repeat tile broadcast_to adjoint"
-).split()
+SAME = [
+    "permute",
+    "transpose",
+    "t",
+    "numpy_T",
+    "mT",
+    "movedim",
+    "swapaxes",
+    "swapdims",
+    "unsqueeze",
+    "squeeze",
+    "flip",
+    "roll",
+    "rot90",
+    "diagonal",
+    "tril",
+    "triu",
+    "unfold",
+    "repeat_interleave",
+    "repeat",
+    "tile",
+    "broadcast_to",
+    "adjoint",
+]
 
 
 @rule(*SAME)
@@ -58,7 +78,9 @@ def cat(call: Call) -> Any:
         for other in tensors[1:]:
             _tie_across(call, tensors[0], other, axis)
     slim = [_thin_except(t, axis) for t in tensors]
-    return compact(torch.cat(torch.broadcast_tensors(*slim) if _same(slim, axis) else _level(slim, axis), dim=axis)).expand(call.shape)
+    return compact(
+        torch.cat(torch.broadcast_tensors(*slim) if _same(slim, axis) else _level(slim, axis), dim=axis)
+    ).expand(call.shape)
 
 
 def _same(tensors: list[Tensor], axis: int) -> bool:

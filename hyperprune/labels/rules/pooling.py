@@ -12,11 +12,20 @@ from hyperprune.labels.call import Call
 from hyperprune.labels.reasons import PADDED
 from hyperprune.labels.registry import rule
 
-RESIZING = (
-    "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
-    "_upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d "
-    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa"
-).split()
+RESIZING = [
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact3d",
+    "upsample_linear1d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "upsample_trilinear3d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+]
 POOLS = {
     1: "avg_pool1d adaptive_avg_pool1d max_pool1d max_pool1d_with_indices adaptive_max_pool1d",
     2: "avg_pool2d adaptive_avg_pool2d max_pool2d max_pool2d_with_indices adaptive_max_pool2d grid_sampler",
@@ -83,5 +92,7 @@ def _pad_axis(call: Call, x: Tensor, axis: int, before: int, after: int, constan
     if not constant or before < 0 or after < 0:
         call.freeze(x, PADDED)
         return call.pinned(PADDED, tuple(size if at == axis else n for at, n in enumerate(x.shape)))
-    zeros = [call.pinned(PADDED, tuple(n if at == axis else m for at, m in enumerate(x.shape))) for n in (before, after)]
+    zeros = [
+        call.pinned(PADDED, tuple(n if at == axis else m for at, m in enumerate(x.shape))) for n in (before, after)
+    ]
     return torch.cat([zeros[0], x, zeros[1]], dim=axis)

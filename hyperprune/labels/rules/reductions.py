@@ -11,8 +11,26 @@ from hyperprune.labels.call import Call
 from hyperprune.labels.reasons import REDUCED
 from hyperprune.labels.registry import rule
 
-REDUCING = "mean sum amax amin max min prod var std logsumexp norm linalg_vector_norm any all argmax argmin var_mean".split()
-KEEPING = "softmax _softmax log_softmax _log_softmax cumsum cumprod sort topk".split()
+REDUCING = [
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "prod",
+    "var",
+    "std",
+    "logsumexp",
+    "norm",
+    "linalg_vector_norm",
+    "any",
+    "all",
+    "argmax",
+    "argmin",
+    "var_mean",
+]
+KEEPING = ["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk"]
 
 
 @rule(*REDUCING)

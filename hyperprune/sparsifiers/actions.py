@@ -1,0 +1,73 @@
+"""Actions: how latents are pressed towards zero."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hyperprune.sparsifiers.base import Press
+
+CHEAPEST, DEAREST = 0.25, 4.0
+
+
+def soft_threshold(latents: Tensor, threshold: Tensor | float) -> Tensor:
+    """Return argmin_x of 1/2 (x - z)^2 + threshold |x|, element by element: sign(z) max(|z| - threshold, 0).
+
+    Example:
+        >>> soft_threshold(torch.tensor([1.0, -0.3, 0.1]), 0.2)
+        tensor([ 0.8000, -0.1000,  0.0000])
+    """
+    return latents.sign() * (latents.abs() - threshold).clamp_min(0)
+
+
+class Cut:
+    """Remove the named units at once, for good."""
+
+    pressure = 0.0
+
+    def press_(self, press: Press) -> None:
+        """Set their gates to exactly zero."""
+        press.bank.remove_(press.doomed)
+
+
+class Fade:
+    """Shrink the named units by a price-aware l1 proximal step, lambda lr p_q / mean p.
+
+    Lambda needs no tuning: a named unit of mean price and size 1 reaches exactly zero in ``fade`` decisions of
+    the schedule. Nothing is cut before that: a unit that is no longer named grows back.
+
+    Attributes:
+        pressure: the present lambda.
+    """
+
+    def __init__(self, fade: float) -> None:
+        if fade <= 0:
+            raise ValueError(f"fade must be positive, not {fade}")
+        self.fade = fade
+        self.pressure = 0.0
+
+    @torch.no_grad()
+    def press_(self, press: Press) -> None:
+        """Soft-threshold the named units; without a learning rate there is no step."""
+        if press.lr <= 0:
+            return
+        self.pressure = 1.0 / (press.lr * self.fade * press.patience)
+        threshold = self.pressure * press.lr * press.prices.clamp(CHEAPEST, DEAREST)
+        latents = press.bank.latents
+        latents.copy_(torch.where(press.doomed, soft_threshold(latents, threshold), latents))
+
+
+class Shrink:
+    """The published step: every latent alike by lambda lr.
+
+    Attributes:
+        pressure: lambda.
+    """
+
+    def __init__(self, lambda_: float) -> None:
+        self.pressure = lambda_
+
+    @torch.no_grad()
+    def press_(self, press: Press) -> None:
+        """Soft-threshold every latent."""
+        press.bank.latents.copy_(soft_threshold(press.bank.latents, self.pressure * press.lr))

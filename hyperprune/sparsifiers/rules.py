@@ -1,0 +1,76 @@
+"""The named rules: which score, action and ending go together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hyperprune.coupling import Group
+from hyperprune.latents import LatentBank
+from hyperprune.sparsifiers.actions import Cut, Fade, Shrink
+from hyperprune.sparsifiers.base import Sparsifier
+from hyperprune.sparsifiers.scores import Saliency, Size
+
+
+def Fisher(decay: float = 0.95) -> Sparsifier:
+    """Squared latent gradients per price, the lowest removed a few at a time while training: the default.
+
+    A few units go at each decision and the network trains on in between, so it stays alive all through.
+
+    Args:
+        decay: share of the old average that a step keeps.
+    """
+    return Sparsifier(Saliency(decay), Cut())
+
+
+def L1Proximal(fade: float = 2.0, decay: float = 0.95) -> Sparsifier:
+    """DHP's l1 proximal step, steered so that it works from pretrained weights.
+
+    The published step drags all latents down alike, which destroys a pretrained network before it selects.
+    Here it presses only the units that the budget's schedule names, and survivors keep their size.
+
+    Args:
+        fade: decisions of the schedule that a named unit takes to reach exactly zero.
+        decay: share of the old average of saliency that a step keeps.
+    """
+    return Sparsifier(Saliency(decay), Fade(fade))
+
+
+def PublishedL1(lambda_: float = 2e-4, threshold: float = 5e-3, stop: float = 0.02, least: int = 4) -> Sparsifier:
+    """The rule of the paper: a fixed lambda on all latents alike, a mask, and a stop ratio.
+
+    z <- sign(z) max(|z| - lambda lr, 0) after every step; a unit counts as living if |z| >= min(tau, 4th largest
+    |z| of its group). The search ends once the masked network's cost is within ``stop`` of the target; what is
+    then still above the budget goes by smallest |z|. Source: the official program of Li et al., ECCV 2020.
+
+    Args:
+        lambda_: weight of the l1 term (ResNet-20: 2e-4, ResNet-56: 3e-4, MobileNetV2: 1e-4).
+        threshold: tau.
+        stop: how close to the target ratio ends the search.
+        least: units of a group that count as living whatever their size.
+    """
+    return Sparsifier(Size(), Shrink(lambda_), PublishedStop(threshold, stop, least))
+
+
+@dataclass(frozen=True)
+class PublishedStop:
+    """DHP's mask and stop criterion (see ``PublishedL1``)."""
+
+    threshold: float
+    stop: float
+    least: int
+
+    def living(self, bank: LatentBank) -> Tensor:
+        """Return the published mask, bool, shape ``[units]``."""
+        size = bank.gates().detach().abs()
+        return torch.cat([self._group(size[group.units], group) for group in bank.groups])
+
+    def _group(self, size: Tensor, group: Group) -> Tensor:
+        nth = size.topk(min(self.least, group.size)).values[-1]
+        return size >= torch.minimum(nth, size.new_tensor(self.threshold))
+
+    def satisfied(self, ratio: float, target: float) -> bool:
+        """End within ``stop`` of the target."""
+        return ratio - target <= self.stop

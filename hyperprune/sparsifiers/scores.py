@@ -1,0 +1,70 @@
+"""Scores: how much each unit matters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperprune.latents import LatentBank
+
+
+class Saliency:
+    """Moving average of (z dL/dz)^2, the squared first-order change of the loss when the unit is removed.
+
+    Squared because the gradient of a trained network changes sign from batch to batch (Liu et al., "Group
+    Fisher Pruning", ICML 2021, accumulate the same quantity per example).
+
+    Args:
+        decay: share of the old average that a step keeps.
+
+    Attributes:
+        average: the average, shape ``[units]``; None before the first gradient.
+    """
+
+    def __init__(self, decay: float = 0.95) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), not {decay}")
+        self.decay = decay
+        self.average: Tensor | None = None
+
+    @torch.no_grad()
+    def observe(self, bank: LatentBank, gradient: Tensor) -> None:
+        """Take one gradient in; units whose gate is zero keep the average they had."""
+        gates = bank.gates()
+        square = (gates * gradient).square()
+        if self.average is None:
+            self.average = square
+        else:
+            self.average = torch.where(gates == 0, self.average, torch.lerp(square, self.average, self.decay))
+
+    def scores(self, bank: LatentBank) -> Tensor:
+        """Return the average; zeros before the first gradient."""
+        return torch.zeros_like(bank.alive) if self.average is None else self.average
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average."""
+        return {"average": None if self.average is None else self.average.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the average back."""
+        self.average = None if state["average"] is None else state["average"].clone()
+
+
+class Size:
+    """|z|, the size of the latent itself: DHP's own criterion."""
+
+    def observe(self, bank: LatentBank, gradient: Tensor) -> None:
+        """Gradients act through the optimiser alone."""
+
+    def scores(self, bank: LatentBank) -> Tensor:
+        """Return |z|."""
+        return bank.gates().detach().abs()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the latents are the state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing back."""
