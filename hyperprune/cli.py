@@ -99,9 +99,9 @@ def _add_demo(commands: Commands) -> None:
     add = parser.add_argument
     add("--out", type=Path, default=Path("hyperprune-demo"), metavar="DIR", help="folder for the results")
     add("--macs", type=float, default=0.5, metavar="SHARE", help="budget: share of the dense MACs, 0 to 1")
-    add("--epochs", type=_positive, default=15, metavar="N", help="epochs of the dense network before it all")
-    add("--search-epochs", type=_positive, default=10, metavar="N", help="epochs of the search")
-    add("--finetune-epochs", type=_positive, default=15, metavar="N", help="epochs of the slim network after")
+    add("--epochs", type=_positive, default=12, metavar="N", help="epochs of the dense network before it all")
+    add("--search-epochs", type=_positive, default=8, metavar="N", help="epochs of the search")
+    add("--finetune-epochs", type=_positive, default=10, metavar="N", help="epochs of the slim network after")
     add("--seed", type=int, default=0, metavar="N", help="seed of weights, order and shifts")
     add("--compare", action="store_true", help="also prune with Torch-Pruning, trained equally long")
     parser.set_defaults(run=_run_demo)

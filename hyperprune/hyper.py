@@ -13,9 +13,10 @@ from torch.nn.utils import parametrize
 from hyperprune.cost import CostModel
 from hyperprune.coupling import CouplingMap, build
 from hyperprune.errors import InputsError, ModelError, NothingPrunableError
-from hyperprune.generators import Generator, Lean, attach, detach
+from hyperprune.generators import Generator, Lean, attach
 from hyperprune.labels import flow
 from hyperprune.latents import LatentBank
+from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
 from hyperprune.rehearsal import Choices, after_fault, rehearse
 from hyperprune.slim import carve_
@@ -34,6 +35,7 @@ class HyperModel(nn.Module):
     Attributes:
         model: the transformed copy.
         bank: owner of all latents.
+        norms: what lets norms over channels count the living ones only.
         coupling: what is tied to what, what stays and why; print it.
         cost: MACs and parameters at any widths.
         inputs: the example inputs, for the proof at export.
@@ -50,6 +52,7 @@ class HyperModel(nn.Module):
         super().__init__()
         self.model = model
         self.bank = bank
+        self.norms = nn.ModuleList()
         self.coupling = coupling
         self.cost = cost
         self.inputs = inputs
@@ -134,9 +137,12 @@ def slim_copy(hyper: HyperModel) -> nn.Module:
 
 
 def plain_copy(hyper: HyperModel) -> nn.Module:
-    """Return a copy of the full-width network with plain layers whose weights are the generated ones."""
+    """Return a copy of the full-width network with plain layers whose weights are the generated ones.
+
+    Its norms read all channels again, so with dead channels it equals the network only once these are carved out.
+    """
     plain = copy.deepcopy(hyper.model)
-    detach(plain)
+    detach_norms(plain)
     return plain
 
 
@@ -151,7 +157,9 @@ def _assemble(model: nn.Module, coupling: CouplingMap, generator: Generator, inp
     bank = LatentBank(coupling.groups)
     bank.to(next(model.parameters()).device)
     attach(model, bank, coupling, generator, torch.initial_seed() % 2**63)
-    return HyperModel(model, bank, coupling, cost, inputs)
+    hyper = HyperModel(model, bank, coupling, cost, inputs)
+    hyper.norms = attach_norms(model, bank, coupling)
+    return hyper
 
 
 def _check_model(model: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 import torch
 from torch import Tensor, nn
 
@@ -72,13 +74,16 @@ class LatentBank(nn.Module):
         return f"{len(self.groups)} groups, {self.latents.numel()} units"
 
 
-class BankHandle:
-    """A reference to the bank that does not make it a submodule; ``deepcopy`` follows it to the copied bank."""
+Target = TypeVar("Target", bound=nn.Module)
 
-    __slots__ = ("bank",)
 
-    def __init__(self, bank: LatentBank) -> None:
-        self.bank = bank
+class Reference(Generic[Target]):
+    """A reference that does not make its target a submodule; ``deepcopy`` follows it to the copied target."""
+
+    __slots__ = ("target",)
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
 
 
 class Selection(nn.Module):
@@ -86,7 +91,7 @@ class Selection(nn.Module):
 
     def __init__(self, bank: LatentBank, units: tuple[int, ...]) -> None:
         super().__init__()
-        self._handle = BankHandle(bank)
+        self._handle = Reference(bank)
         index = torch.tensor(units)
         total = bank.latents.numel()
         self.register_buffer("index", torch.where(index == STAYS, total, index), persistent=False)
@@ -95,7 +100,7 @@ class Selection(nn.Module):
         self.one: Tensor
 
     def forward(self) -> Tensor:
-        return torch.cat([self._handle.bank.gates(), self.one]).index_select(0, self.index)
+        return torch.cat([self._handle.target.gates(), self.one]).index_select(0, self.index)
 
 
 class RunSelection(nn.Module):
@@ -103,11 +108,11 @@ class RunSelection(nn.Module):
 
     def __init__(self, bank: LatentBank, units: tuple[int, ...]) -> None:
         super().__init__()
-        self._handle = BankHandle(bank)
+        self._handle = Reference(bank)
         self.start, self.length = units[0], len(units)
 
     def forward(self) -> Tensor:
-        bank = self._handle.bank
+        bank = self._handle.target
         return bank.latents.narrow(0, self.start, self.length) * bank.alive.narrow(0, self.start, self.length)
 
 

@@ -227,7 +227,7 @@ def _draw_accuracy(axes: Axes, history: Sequence[SearchPoint], dense_accuracy: f
     seen = [(point.step, 100 * point.accuracy) for point in history if point.accuracy is not None]
     axes.plot(*_columns(seen), color=ACCURACY, marker="o", markersize=4, linewidth=1.8)
     if dense_accuracy is not None:
-        _guide(axes, 100 * dense_accuracy, f"dense {dense_accuracy:.1%}", below=True)
+        _guide(axes, 100 * dense_accuracy, f"dense {dense_accuracy:.1%}")
     axes.set_ylabel("test accuracy (%)")
     axes.set_ylim(*_accuracy_limits([percent for _, percent in seen]))
     axes.set_title("Accuracy during the search", loc="left", fontsize=11)
@@ -258,17 +258,17 @@ def _columns(rows: Sequence[tuple[float, float]]) -> tuple[list[float], list[flo
     return [x for x, _ in rows], [y for _, y in rows]
 
 
-def _guide(axes: Axes, height: float, words: str, *, below: bool = False) -> None:
-    """Draw a dashed horizontal line at ``height`` with its meaning at the right end."""
+def _guide(axes: Axes, height: float, words: str) -> None:
+    """Draw a dashed horizontal line at ``height`` with its meaning under the right end."""
     axes.axhline(height, color=GUIDE, linestyle=(0, (4, 3)), linewidth=1)
     axes.annotate(
         words,
         (1, height),
         xycoords=("axes fraction", "data"),
-        xytext=(-3, -5 if below else 5),
+        xytext=(-3, -5),
         textcoords="offset points",
         ha="right",
-        va="top" if below else "bottom",
+        va="top",
         color=GUIDE,
         fontsize=9,
     )

@@ -15,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hyperprune.coupling import STAYS, CouplingMap
 from hyperprune.errors import ModelError
+from hyperprune.latents import LatentBank
+from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
 from hyperprune.slim import carve_, is_standard
 from hyperprune.trace import ExampleInputs
@@ -68,8 +70,12 @@ def rehearse(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> 
     enliven_(model, coupling)
     plan = coupling.plan(half.numpy())
     _zero_readers(model, coupling, plan)
+    bank = LatentBank(coupling.groups).to(next(model.parameters()).device)
+    bank.keep_(half)
+    attach_norms(model, bank, coupling)
     with calibrated(model):
         expected = run_eval(model, inputs)
+    detach_norms(model)
     carve_(model, plan)
     try:
         proof = compare(expected, run_eval(model, inputs))

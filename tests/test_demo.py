@@ -54,9 +54,7 @@ def test_batches_depend_on_their_seed_and_leave_the_global_random_state_alone(di
     state = torch.get_rng_state()
     first, second, other = (list(batches(digits, 3, 16, seed)) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(
-        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True)
-    )
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0][0], other[0][0])
     assert [tuple(images.shape) for images, _ in first] == [(16, 1, 32, 32)] * 3
 

@@ -19,9 +19,7 @@ SOURCES = sorted((ROOT / "hyperprune").rglob("*.py"))
 PICKLING = {("torch", "save"), ("torch", "load")}
 PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
 MACHINE_PATH = re.compile(r"(?<![\w.~}])/(?:work|home|root|Users|mnt)/[\w.]")
-REGISTRY = re.compile(
-    r"(?:pypi|pythonhosted|anaconda)\.org|download\.pytorch|conda\.io|index[-_]url|find-links", re.I
-)
+REGISTRY = re.compile(r"(?:pypi|pythonhosted|anaconda)\.org|download\.pytorch|conda\.io|index[-_]url|find-links", re.I)
 
 
 @cache

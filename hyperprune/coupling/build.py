@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from hyperprune.coupling.components import components
-from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Site, Size, Tensor
+from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Norm, Site, Size, Tensor
 from hyperprune.labels import Ledger
 from hyperprune.labels.ledger import Freeze, Tie
 from hyperprune.labels.reasons import ALONE, SEVERAL_AXES, SIZE_IN_FORWARD, TIED, UNREAD
@@ -59,6 +59,7 @@ def build(ledger: Ledger, model: nn.Module, unreached: Iterable[str] = (), close
         frozen=_frozen(axes, reasons),
         tensors=_tensors(ledger),
         sizes=_sizes(ledger, units[roots]),
+        norms=_norms(ledger, units[roots]),
         unreached=tuple(sorted(unreached)),
     )
 
@@ -256,4 +257,14 @@ def _sizes(ledger: Ledger, units: np.ndarray) -> tuple[Size, ...]:
             here = units[extent.numpy()]
             if (here != STAYS).any():
                 found[Size(call.node, call.origin.module, tuple(here.tolist()))] = None
+    return tuple(found)
+
+
+def _norms(ledger: Ledger, units: np.ndarray) -> tuple[Norm, ...]:
+    """Return the norms that read prunable channels; ``units`` holds the unit of every label."""
+    found: dict[Norm, None] = {}
+    for call in ledger.norms:
+        here = units[call.labels.numpy()]
+        if (here != STAYS).any():
+            found[Norm(call.module, tuple(here.tolist()), call.axis, call.groups, call.centred, call.spatial)] = None
     return tuple(found)

@@ -104,6 +104,27 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A norm that reads all of these channels together; its statistics run over the living ones.
+
+    Attributes:
+        module: path of the norm layer.
+        units: for each channel its unit, ``STAYS`` (-1) where it stays.
+        axis: where the channels lie in the layer's input.
+        groups: in how many groups the norm takes its statistics.
+        centred: whether it subtracts a mean.
+        spatial: whether its statistics run over the axes behind the channels too.
+    """
+
+    module: str
+    units: tuple[int, ...]
+    axis: int
+    groups: int
+    centred: bool
+    spatial: bool
+
+
+@dataclass(frozen=True)
 class CouplingMap:
     """All groups of a network, every site they live at, and what had to stay.
 
@@ -115,6 +136,7 @@ class CouplingMap:
     frozen: tuple[Frozen, ...]
     tensors: tuple[Tensor, ...]
     sizes: tuple[Size, ...] = ()
+    norms: tuple[Norm, ...] = ()
     unreached: tuple[str, ...] = ()
 
     @cached_property
@@ -161,7 +183,7 @@ class CouplingMap:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists, dicts, strings and ints."""
-        keys = ("groups", "sites", "frozen", "tensors", "sizes")
+        keys = ("groups", "sites", "frozen", "tensors", "sizes", "norms")
         return {key: [vars(item).copy() for item in getattr(self, key)] for key in keys} | {
             "unreached": list(self.unreached)
         }

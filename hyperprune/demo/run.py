@@ -44,9 +44,9 @@ class DemoSettings:
     """
 
     out: Path = Path("hyperprune-demo")
-    dense_steps: int = 15 * STEPS_PER_EPOCH
-    search_steps: int = 10 * STEPS_PER_EPOCH
-    finetune_steps: int = 15 * STEPS_PER_EPOCH
+    dense_steps: int = 12 * STEPS_PER_EPOCH
+    search_steps: int = 8 * STEPS_PER_EPOCH
+    finetune_steps: int = 10 * STEPS_PER_EPOCH
     macs: float = 0.5
     seed: int = 0
     compare: bool = False

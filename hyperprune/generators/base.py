@@ -14,6 +14,21 @@ from hyperprune.coupling import CouplingMap, Site
 from hyperprune.latents import LatentBank
 
 
+class Generated(nn.Module):
+    """A parametrization of ours: makes one weight.
+
+    Attributes:
+        order: names of the layer's parameters before it was parametrized, so that a slim layer keeps their order.
+    """
+
+    order: tuple[str, ...] = ()
+
+    def plain(self, *originals: Tensor) -> Tensor:
+        """Return the weight that a plain layer gets at export; the generated one unless said otherwise."""
+        value: Tensor = self(*originals)
+        return value
+
+
 class Generator(Protocol):
     """Chooses how the weights of a network are generated."""
 
@@ -27,7 +42,7 @@ class Generator(Protocol):
         weight: Tensor,
         sites: Mapping[str, Site],
         rng: torch.Generator,
-    ) -> nn.Module | None:
+    ) -> Generated | None:
         """Return the parametrization of one weight, or None where it needs none.
 
         ``sites`` holds the weight's site of role ``"reads"`` and of role ``"writes"``, where it has them.
@@ -46,7 +61,7 @@ def attach(model: nn.Module, bank: LatentBank, coupling: CouplingMap, generator:
         module = model.get_submodule(path)
         made = generator.weight(bank, module, getattr(module, name), sites, rng)
         if made is not None:
-            made.order = tuple(module._parameters)  # type: ignore[assignment]
+            made.order = tuple(module._parameters)
             parametrize.register_parametrization(module, name, made, unsafe=True)
 
 
@@ -63,8 +78,8 @@ def detach(model: nn.Module) -> None:
 
 def _detach(module: nn.Module) -> None:
     lists = cast(nn.ModuleDict, module.parametrizations)
-    values = {name: _value(made) for name, made in lists.items()}
-    order = [name for made in lists.values() for name in made[0].order]  # type: ignore[index]
+    values = {name: _plain(cast(parametrize.ParametrizationList, made)) for name, made in lists.items()}
+    order = [name for made in lists.values() for name in cast(Generated, made[0]).order]  # type: ignore[index]
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module._modules["parametrizations"]
     present = {**module._parameters, **values}
@@ -73,9 +88,10 @@ def _detach(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _value(made: nn.Module) -> nn.Parameter:
-    trained = all(p.requires_grad for p in made.parameters(recurse=False))
-    return nn.Parameter(made().detach().clone(), requires_grad=trained)
+def _plain(made: parametrize.ParametrizationList) -> nn.Parameter:
+    originals = list(made.parameters(recurse=False))
+    value = cast(Generated, made[0]).plain(*originals).detach().clone()
+    return nn.Parameter(value, requires_grad=all(p.requires_grad for p in originals))
 
 
 def _weights(coupling: CouplingMap) -> dict[str, dict[str, Site]]:

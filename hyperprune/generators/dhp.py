@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from hyperprune.coupling import Site
+from hyperprune.generators.base import Generated
 from hyperprune.generators.lean import LeanWeight
 from hyperprune.latents import LatentBank, select
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-class DHPWeight(nn.Module):
+class DHPWeight(Generated):
     """O_ij = W2_ij (w1_ij z_i z_j) for each pair of a channel i that is read and a channel j that is made.
 
     The published layers have biases too; with them a latent of zero does not give a weight of zero, so they
@@ -98,7 +99,7 @@ class DHP:
         weight: Tensor,
         sites: Mapping[str, Site],
         rng: torch.Generator,
-    ) -> nn.Module | None:
+    ) -> Generated | None:
         """Generate a convolution's weight by the hypernetwork; gate any other weight where it reads."""
         if not isinstance(module, CONVOLUTIONS):
             return LeanWeight(bank, sites["reads"], weight.ndim) if "reads" in sites else None

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from hyperprune.coupling import Site
+from hyperprune.generators.base import Generated
 from hyperprune.latents import LatentBank, select
 
 
-class LeanWeight(nn.Module):
+class LeanWeight(Generated):
     """weight = A * z, with z along the axis on which the weight reads channels.
 
     At z = 1 the product is A bit for bit, and dL/dz_i is the inner product of A's i-th slice with dL/dweight.
@@ -46,6 +47,6 @@ class Lean:
         weight: Tensor,
         sites: Mapping[str, Site],
         rng: torch.Generator,
-    ) -> nn.Module | None:
+    ) -> Generated | None:
         """Gate the axis that reads channels; a weight that reads none (depthwise) stays as it is."""
         return LeanWeight(bank, sites["reads"], weight.ndim) if "reads" in sites else None

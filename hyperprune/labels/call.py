@@ -10,9 +10,9 @@ import torch.fx
 from torch import Tensor
 
 from hyperprune.labels.arrays import compact, spread, varying_axes
-from hyperprune.labels.ledger import Freeze, Ledger, SizedCall, TensorRef, Tie
+from hyperprune.labels.ledger import Freeze, Ledger, NormCall, SizedCall, TensorRef, Tie
 from hyperprune.labels.reasons import SEVERAL_AXES
-from hyperprune.trace import Origin, origin
+from hyperprune.trace import Origin, origin, owner
 
 
 class Call:
@@ -32,6 +32,7 @@ class Call:
         arguments: Mapping[str, Any],
         ledger: Ledger,
         choice: int = 0,
+        values: Mapping[torch.fx.Node, Any] | None = None,
     ) -> None:
         self.node = node
         self.operator = operator
@@ -39,6 +40,7 @@ class Call:
         self.origin: Origin = origin(node)
         self._ledger = ledger
         self._choice = choice
+        self._values = {} if values is None else values
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,6 +106,24 @@ class Call:
     def sized(self, *extents: Tensor) -> None:
         """Note sizes that this call's arguments hold and that follow the channels."""
         self._ledger.sized.append(SizedCall(self.node.name, self.origin, extents))
+
+    def entering(self) -> Tensor | None:
+        """Return the labels of the tensor that enters the layer this call belongs to.
+
+        None unless that tensor takes one way, by data movement alone, from the layer's input to this call.
+        """
+        layer, node = owner(self.node), self.node.args[0]
+        while isinstance(node, torch.fx.Node) and owner(node) == layer and node.op == "call_function":
+            if len(node.all_input_nodes) != 1 or len(node.users) != 1:
+                return None
+            node = node.all_input_nodes[0]
+        inside = [user for user in getattr(node, "users", ()) if owner(user) == layer]
+        value = self._values.get(node) if isinstance(node, torch.fx.Node) and len(inside) == 1 and layer else None
+        return value if isinstance(value, Tensor) else None
+
+    def living_norm(self, norm: NormCall) -> None:
+        """Note that this layer's statistics are to run over the living channels while searching."""
+        self._ledger.norms.append(norm)
 
     def choose(self, *options: str) -> str:
         """Pick one of several readings of this call, the likeliest first.

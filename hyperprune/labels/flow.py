@@ -81,7 +81,7 @@ class _Flow:
 
     def _call(self, node: torch.fx.Node) -> Any:
         name = operator_name(node.target)
-        call = Call(node, name, self._arguments(node), self._ledger, self._choices.get(node.name, 0))
+        call = Call(node, name, self._arguments(node), self._ledger, self._choices.get(node.name, 0), self._values)
         if self._choices.get(node.name, 0) >= LAST_RESORT:
             return call.give_up(SIZE_IN_FORWARD)
         rule = find(name)

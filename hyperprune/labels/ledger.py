@@ -56,6 +56,27 @@ class SizedCall:
     extents: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class NormCall:
+    """A norm that reads all channels together, in a layer of its own.
+
+    Attributes:
+        module: path of the norm layer.
+        labels: the channels it reads, shape ``[channels]``.
+        axis: where they lie in the layer's input.
+        groups: in how many groups the norm takes its statistics.
+        centred: whether it subtracts a mean (an RMS norm does not).
+        spatial: whether its statistics run over the axes behind the channels too.
+    """
+
+    module: str
+    labels: Tensor
+    axis: int
+    groups: int = 1
+    centred: bool = True
+    spatial: bool = False
+
+
 @dataclass
 class Ledger:
     """What the rules have written down so far.
@@ -71,6 +92,7 @@ class Ledger:
     ties: list[Tie] = field(default_factory=list)
     freezes: list[Freeze] = field(default_factory=list)
     sized: list[SizedCall] = field(default_factory=list)
+    norms: list[NormCall] = field(default_factory=list)
     tensors: dict[str, TensorRef] = field(default_factory=dict)
     axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     elements: dict[str, Tensor] = field(default_factory=dict)

@@ -48,9 +48,22 @@ def _prelu(layer: Any) -> None:
     layer.num_parameters = len(layer.weight)
 
 
+def _layer_norm(layer: Any) -> None:
+    if layer.weight is not None and layer.weight.ndim == 1:
+        layer.normalized_shape = type(layer.normalized_shape)(layer.weight.shape)
+
+
+def _group_norm(layer: Any) -> None:
+    if layer.weight is not None:
+        layer.num_channels = len(layer.weight)
+
+
 _TABLE: dict[type[nn.Module], Callable[[Any], None]] = {
     _ConvNd: _convolution,
     nn.Linear: _linear,
     _NormBase: _norm,
     nn.PReLU: _prelu,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
 }

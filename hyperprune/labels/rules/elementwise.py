@@ -54,9 +54,6 @@ UNARY = [
     "round",
     "trunc",
     "frac",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
     "logit",
     "nan_to_num",
     "dropout",
@@ -126,6 +123,9 @@ BINARY = [
     "masked_fill",
     "copysign",
     "hypot",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
 ]
 
 MAKES = [
@@ -178,7 +178,7 @@ def tie_all(call: Call, operands: list[Tensor]) -> Tensor:
     for other in operands[1:]:
         small = torch.broadcast_tensors(thin(first), thin(other))
         call.tie(small[0], small[1])
-        if len(varying_axes(other)) > len(varying_axes(first)):
+        if len(varying_axes(other)) < len(varying_axes(first)):
             first = other
     return compact(first)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from hyperprune.labels.arrays import varying_axes
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import TensorRef
+from hyperprune.labels.ledger import NormCall, TensorRef
 from hyperprune.labels.reasons import COMPUTED, MIXED_NORM
 from hyperprune.labels.registry import rule
 
@@ -101,7 +103,44 @@ def prelu(call: Call) -> Any:
     return call.along(channels, 1)
 
 
-@rule("layer_norm", "group_norm", "rms_norm")
-def mixing_norm(call: Call) -> Any:
-    """A norm over channels changes every output when one channel goes, so they all stay."""
-    return call.give_up(MIXED_NORM)
+@rule("layer_norm")
+def layer_norm(call: Call) -> Any:
+    """A norm over the last axis: its statistics run over the living channels, where it is a layer of its own."""
+    x = call.labels(call.arg("input"))
+    if len(call.arg("normalized_shape")) > 1:
+        return call.give_up(MIXED_NORM)
+    return _mixing_norm(call, x, x.ndim - 1)
+
+
+@rule("rms_norm")
+def rms_norm(call: Call) -> Any:
+    """As a layer norm, without a mean."""
+    x = call.labels(call.arg("input"))
+    if len(call.arg("normalized_shape")) > 1:
+        return call.give_up(MIXED_NORM)
+    return _mixing_norm(call, x, x.ndim - 1, centred=False)
+
+
+@rule("group_norm")
+def group_norm(call: Call) -> Any:
+    """Groups of channels are normalised together over space; every group loses the same inner channels."""
+    groups = call.arg("num_groups")
+    x = call.labels(call.arg("input"))
+    rows = call.channels(x, 1).reshape(groups, -1)
+    call.tie(rows[:1].expand(rows.shape), rows)
+    return _mixing_norm(call, x, 1, groups=groups, spatial=True)
+
+
+def _mixing_norm(call: Call, x: Tensor, axis: int, groups: int = 1, centred: bool = True, spatial: bool = False) -> Any:
+    channels, weight = call.channels(x, axis), call.arg("weight")
+    entering = call.entering()
+    varying = [] if entering is None else varying_axes(entering)
+    if not isinstance(weight, TensorRef) or entering is None or len(varying) != 1:
+        return call.give_up(MIXED_NORM)
+    line = call.channels(entering, varying[0])
+    if not torch.equal(line, channels):
+        return call.give_up(MIXED_NORM)
+    for vector in (weight, call.arg("bias")):
+        _follow(call, vector, channels)
+    call.living_norm(NormCall(call.origin.module, channels, varying[0], groups, centred, spatial))
+    return call.along(channels, axis)

@@ -26,12 +26,7 @@ SAME = [
     "unsqueeze",
     "squeeze",
     "flip",
-    "roll",
     "rot90",
-    "diagonal",
-    "tril",
-    "triu",
-    "unfold",
     "repeat_interleave",
     "repeat",
     "tile",
@@ -44,6 +39,16 @@ SAME = [
 def moved(call: Call) -> Any:
     """Run the operation itself on the labels."""
     return compact(_run(call))
+
+
+@rule("roll", "unfold", "diagonal", "tril", "triu")
+def moved_by_a_distance(call: Call) -> Any:
+    """As data movement, but the distance along the axes it acts on is a number in the code: channels there stay."""
+    x = call.labels(call.arg("self"))
+    axes = call.arg("dims") or [call.arg(name) for name in ("dim1", "dim2", "dimension") if name in call.arguments]
+    if any(varies(x, axis) for axis in (axes or (range(x.ndim) if call.operator == "aten::roll" else (-2, -1)))):
+        return call.give_up(SIZE_IN_FORWARD)
+    return compact(_run(call)) if axes else x
 
 
 def _run(call: Call) -> Any:
@@ -77,6 +82,8 @@ def cat(call: Call) -> Any:
     if any(varies(t, at) for t in tensors for at in others):
         for other in tensors[1:]:
             _tie_across(call, tensors[0], other, axis)
+        if not any(varies(t, axis) for t in tensors):
+            return tensors[0].narrow(axis, 0, 1).expand(call.shape)
     slim = [_thin_except(t, axis) for t in tensors]
     return compact(
         torch.cat(torch.broadcast_tensors(*slim) if _same(slim, axis) else _level(slim, axis), dim=axis)
@@ -117,7 +124,7 @@ def stack(call: Call) -> Any:
     for other in tensors[1:]:
         a, b = torch.broadcast_tensors(thin(tensors[0]), thin(other))
         call.tie(a, b)
-    return compact(torch.stack([t.expand(tensors[0].shape) for t in tensors], dim=call.arg("dim", 0)))
+    return tensors[0].unsqueeze(call.arg("dim", 0)).expand(call.shape)
 
 
 @rule("view", "reshape", "_unsafe_view", "unflatten", "view_as", "reshape_as")

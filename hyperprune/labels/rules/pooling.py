@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import compact, spread
 from hyperprune.labels.call import Call
-from hyperprune.labels.reasons import PADDED
+from hyperprune.labels.reasons import PADDED, REDUCED
 from hyperprune.labels.registry import rule
 
 RESIZING = [
@@ -28,7 +28,7 @@ RESIZING = [
 ]
 POOLS = {
     1: "avg_pool1d adaptive_avg_pool1d max_pool1d max_pool1d_with_indices adaptive_max_pool1d",
-    2: "avg_pool2d adaptive_avg_pool2d max_pool2d max_pool2d_with_indices adaptive_max_pool2d grid_sampler",
+    2: "avg_pool2d adaptive_avg_pool2d max_pool2d max_pool2d_with_indices adaptive_max_pool2d",
     3: "avg_pool3d adaptive_avg_pool3d max_pool3d max_pool3d_with_indices adaptive_max_pool3d",
 }
 
@@ -59,6 +59,13 @@ def pool2d(call: Call) -> Any:
 def pool3d(call: Call) -> Any:
     """Pooling over three axes keeps channels apart."""
     return _per_channel(call, 3)
+
+
+@rule("grid_sampler")
+def sampled(call: Call) -> Any:
+    """Sampling keeps channels apart; the channels that say where to sample are places, and stay."""
+    call.freeze(call.arg("grid"), REDUCED)
+    return _per_channel(call, len(call.shape) - 2)
 
 
 @rule(*RESIZING)

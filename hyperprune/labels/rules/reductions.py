@@ -10,6 +10,7 @@ from hyperprune.labels.arrays import compact, varies
 from hyperprune.labels.call import Call
 from hyperprune.labels.reasons import REDUCED
 from hyperprune.labels.registry import rule
+from hyperprune.labels.rules.elementwise import between
 
 REDUCING = [
     "mean",
@@ -36,6 +37,8 @@ KEEPING = ["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cump
 @rule(*REDUCING)
 def reduce(call: Call) -> Any:
     """Over axes on which labels agree the labels of any one position remain."""
+    if "other" in call.arguments:  # max(a, b) and min(a, b) reduce nothing
+        return between(call)
     x = call.labels(call.arg("self", call.arg("input")))
     axes = _axes(call.arg("dim"), x.ndim)
     if any(varies(x, axis) for axis in axes):
@@ -55,7 +58,10 @@ def along_axis(call: Call) -> Any:
     if varies(x, call.arg("dim", -1) % x.ndim):
         return call.give_up(REDUCED)
     value = call.node.meta["val"]
-    return [x for _ in value] if isinstance(value, (tuple, list)) else x
+    if not isinstance(value, (tuple, list)):
+        return x
+    axis = call.arg("dim", -1) % x.ndim
+    return [x.narrow(axis, 0, 1).expand(v.shape) for v in value]
 
 
 def _axes(dim: Any, ndim: int) -> list[int]:
