@@ -35,7 +35,7 @@ class LivingNorm(nn.Module):
     def scale(self) -> Tensor:
         """Return s = sqrt(C / n), shape ``[]``."""
         mask = self.mask()
-        return (mask.numel() / mask.sum()).sqrt()
+        return (mask.numel() / mask.sum().double()).sqrt()
 
     def forward(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x: Tensor = args[0]

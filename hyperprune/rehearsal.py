@@ -19,9 +19,10 @@ from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
 from hyperprune.slim import carve_, is_standard
-from hyperprune.trace import ExampleInputs
+from hyperprune.trace import ExampleInputs, drop_caches_
 from hyperprune.verify import Proof, compare, run_eval
 
+FEWEST = 8  # values per channel from which statistics are worth taking; a single one would normalise to nothing
 SLACK = 10  # the rehearsal looks for wrong wiring; rounding may differ a little more than in a real proof
 
 
@@ -68,6 +69,7 @@ def rehearse(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> 
     half = torch.rand(coupling.units, generator=torch.Generator().manual_seed(0)) < 0.5
     half[[group.start for group in coupling.groups]] = True
     enliven_(model, coupling)
+    drop_caches_(model)
     plan = coupling.plan(half.numpy())
     _zero_readers(model, coupling, plan)
     bank = LatentBank(coupling.groups).to(next(model.parameters()).device)
@@ -107,7 +109,7 @@ def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault
     Raises:
         ModelError: nothing is left to try.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     suspects = _suspects(coupling, modules)
     for path in fault.modules:
         if kin := [node for node, module in suspects.items() if module == path]:
@@ -128,7 +130,7 @@ def _suspects(coupling: CouplingMap, modules: Mapping[str, nn.Module]) -> dict[s
     return {
         size.node: size.module
         for size in coupling.sizes
-        if set(size.units) != {STAYS} and not is_standard(modules[size.module])
+        if set(size.slots) != {(STAYS,)} and not is_standard(modules[size.module])
     }
 
 
@@ -174,7 +176,8 @@ def enliven_(model: nn.Module, coupling: CouplingMap) -> None:
 def calibrated(model: nn.Module) -> Iterator[None]:
     """While the block runs, batch norms in eval mode first take the statistics of what they are given.
 
-    A freshly built network in eval mode may lose its signal over many layers; this keeps it alive.
+    A freshly built network in eval mode may lose its signal over many layers; this keeps it alive. Means are set
+    off by up to a standard deviation: over a single image they would leave nothing for a global average.
     """
     hooks = [m.register_forward_pre_hook(_take_statistics) for m in model.modules() if isinstance(m, _BatchNorm)]
     try:
@@ -186,8 +189,11 @@ def calibrated(model: nn.Module) -> Iterator[None]:
 
 def _take_statistics(module: nn.Module, args: tuple[Any, ...]) -> None:
     x: Tensor = args[0]
+    if x.numel() // x.shape[1] < FEWEST:
+        return
     axes = [axis for axis in range(x.ndim) if axis != 1]
     if isinstance(module.running_var, Tensor) and isinstance(module.running_mean, Tensor):
         variance, mean = torch.var_mean(x, dim=axes, correction=0)
-        module.running_mean.copy_(mean)
+        offset = torch.linspace(-1, 1, len(mean), dtype=mean.dtype, device=mean.device)
+        module.running_mean.copy_(mean + offset * variance.sqrt())
         module.running_var.copy_(variance.clamp_min(1e-3))

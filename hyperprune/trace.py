@@ -6,6 +6,7 @@ follows the path the example inputs take, so Python control flow is no obstacle.
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -126,6 +127,7 @@ def trace(model: nn.Module, inputs: ExampleInputs) -> tuple[Trace, ...]:
         InputsError: the model itself fails on these inputs.
         TraceError: the model runs but cannot be exported; the message holds the line that stopped it.
     """
+    drop_caches_(model)
     with _as_found(model), _quiet():
         model.eval()
         traces = [_export(model, inputs)]
@@ -133,6 +135,7 @@ def trace(model: nn.Module, inputs: ExampleInputs) -> tuple[Trace, ...]:
         if unused:
             model.train()
             traces += _train_trace(model, inputs, unused)
+    drop_caches_(model)
     return tuple(traces)
 
 
@@ -145,6 +148,17 @@ def origin(node: torch.fx.Node) -> Origin:
 def owner(node: torch.fx.Node) -> str:
     """Return the path of the innermost module whose ``forward`` made this call."""
     return _module_path(list((node.meta.get("nn_module_stack") or {}).values()))
+
+
+def drop_caches_(model: nn.Module) -> None:
+    """Let modules forget what they computed from their weights in eval mode (attention biases, for instance).
+
+    Modules that keep such caches drop them when they are put into train mode; every mode comes back.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, training in modes:
+        module.training = training
 
 
 def _module_path(stack: list[Any]) -> str:
@@ -195,7 +209,7 @@ def _cannot_export(model: nn.Module, error: Exception) -> str:
 def _raise_if_model_fails(model: nn.Module, inputs: ExampleInputs) -> None:
     try:
         with torch.no_grad():
-            inputs.call(model)
+            inputs.call(copy.deepcopy(model))  # in train mode a run would move batch norm's statistics
     except Exception as error:
         shapes = [f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in inputs.tensors()]
         raise InputsError(

@@ -12,7 +12,7 @@ from torch import nn
 from hyperprune.coupling.components import components
 from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Norm, Site, Size, Tensor
 from hyperprune.labels import Ledger
-from hyperprune.labels.ledger import Freeze, Tie
+from hyperprune.labels.ledger import ELASTIC, Freeze, Tie
 from hyperprune.labels.reasons import ALONE, SEVERAL_AXES, SIZE_IN_FORWARD, TIED, UNREAD
 from hyperprune.trace import Origin
 
@@ -69,7 +69,8 @@ def _solve(ledger: Ledger) -> np.ndarray:
         return np.arange(ledger.size)
     left = np.concatenate([tie.left.numpy() for tie in ledger.ties])
     right = np.concatenate([tie.right.numpy() for tie in ledger.ties])
-    return components(ledger.size, left, right)
+    real = (left != ELASTIC) & (right != ELASTIC)
+    return components(ledger.size, left[real], right[real])
 
 
 def _reasons(ledger: Ledger, roots: np.ndarray) -> dict[int, Freeze]:
@@ -256,7 +257,8 @@ def _sizes(ledger: Ledger, units: np.ndarray) -> tuple[Size, ...]:
         for extent in call.extents:
             here = units[extent.numpy()]
             if (here != STAYS).any():
-                found[Size(call.node, call.origin.module, tuple(here.tolist()))] = None
+                slots = tuple(tuple(sorted(set(row))) for row in here.tolist())
+                found[Size(call.node, call.origin.module, slots)] = None
     return tuple(found)
 
 

@@ -96,11 +96,22 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Size:
-    """A size written into a module's ``forward``: the number of listed positions that stay."""
+    """A size written into a module's ``forward``.
+
+    Attributes:
+        node: the call that holds it.
+        module: path of the module that makes the call.
+        slots: for each position the units that lie there (``STAYS`` for a channel that stays); the size is the
+            number of positions where any of them lives.
+    """
 
     node: str
     module: str
-    units: tuple[int, ...]
+    slots: tuple[tuple[int, ...], ...]
+
+    def after(self, alive: np.ndarray) -> int:
+        """Return the size when only units with ``alive`` true live."""
+        return sum(any(unit == STAYS or alive[unit] for unit in slot) for slot in self.slots)
 
 
 @dataclass(frozen=True)
@@ -168,9 +179,7 @@ class CouplingMap:
     def _resizes(self, alive: np.ndarray) -> list[Resize]:
         found = set()
         for size in self.sizes:
-            units = np.asarray(size.units)
-            new = int(((units == STAYS) | alive[units]).sum())
-            found.add(Resize(size.module, len(units), new))
+            found.add(Resize(size.module, len(size.slots), size.after(alive)))
         return sorted(found, key=lambda resize: (resize.module, resize.old, resize.new))
 
     def explain(self, layer: str) -> str:
@@ -197,6 +206,7 @@ class CouplingMap:
             "frozen": Frozen,
             "tensors": Tensor,
             "sizes": Size,
+            "norms": Norm,
         }
         fields = {key: tuple(kind(**_frozen(item)) for item in data[key]) for key, kind in kinds.items()}
         return cls(**fields, unreached=tuple(data["unreached"]))
@@ -214,4 +224,8 @@ class CouplingMap:
 
 
 def _frozen(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in item.items()}
+    return {key: _tuples(value) for key, value in item.items()}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value

@@ -9,9 +9,9 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from hyperprune.labels.arrays import compact, spread, varying_axes
-from hyperprune.labels.ledger import Freeze, Ledger, NormCall, SizedCall, TensorRef, Tie
-from hyperprune.labels.reasons import SEVERAL_AXES
+from hyperprune.labels.arrays import compact, spread, thin, varying_axes
+from hyperprune.labels.ledger import ELASTIC, Freeze, Ledger, NormCall, SizedCall, TensorRef, Tie
+from hyperprune.labels.reasons import CONSTANT, SEVERAL_AXES
 from hyperprune.trace import Origin, origin, owner
 
 
@@ -99,13 +99,34 @@ class Call:
         """Make channels stay."""
         self._ledger.freezes.append(Freeze(self.labels(value).reshape(-1), reason, self.origin))
 
+    def constant(self) -> Tensor:
+        """Return labels for a value that depends on nothing."""
+        label = self._ledger.pinned(CONSTANT, self.origin)
+        self._ledger.constants.add(int(label))
+        return label.expand(self.shape)
+
+    def is_constant(self, labels: Tensor) -> bool:
+        """Say whether a value depends on nothing."""
+        small = thin(labels)
+        return small.numel() == 1 and int(small) in {ELASTIC, *self._ledger.constants}
+
+    def is_elastic(self, labels: Tensor) -> bool:
+        """Say whether a value is a constant stretched along its axes."""
+        small = thin(labels)
+        return small.numel() == 1 and int(small) == ELASTIC
+
     def pinned(self, reason: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """Return labels that must stay, for a value whose channels cannot be named."""
         return self._ledger.pinned(reason, self.origin).expand(self.shape if shape is None else shape)
 
     def sized(self, *extents: Tensor) -> None:
-        """Note sizes that this call's arguments hold and that follow the channels."""
-        self._ledger.sized.append(SizedCall(self.node.name, self.origin, extents))
+        """Note sizes that this call's arguments hold and that follow the channels.
+
+        Args:
+            extents: label tensors whose first axis has that size; a position counts while any label at it stays.
+        """
+        grids = tuple(extent.reshape(len(extent), -1) for extent in extents)
+        self._ledger.sized.append(SizedCall(self.node.name, self.origin, grids))
 
     def entering(self) -> Tensor | None:
         """Return the labels of the tensor that enters the layer this call belongs to.

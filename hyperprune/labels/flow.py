@@ -93,10 +93,16 @@ class _Flow:
 
     def _fixed(self, node: torch.fx.Node, reason: str) -> Any:
         where = origin(node)
-        return torch.utils._pytree.tree_map(
-            lambda v: self._ledger.pinned(reason, where).expand(v.shape) if isinstance(v, Tensor) else None,
-            node.meta.get("val"),
-        )
+
+        def fix(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return None
+            label = self._ledger.pinned(reason, where)
+            if reason == CONSTANT:
+                self._ledger.constants.add(int(label))
+            return label.expand(value.shape)
+
+        return torch.utils._pytree.tree_map(fix, node.meta.get("val"))
 
     def _arguments(self, node: torch.fx.Node) -> dict[str, Any]:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: self._values[n])

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from hyperprune.trace import Origin
 
+ELASTIC = 0
+"""Label of a constant stretched along an axis: it follows whatever it meets there, and ties nothing."""
+
 
 @dataclass(frozen=True)
 class TensorRef:
@@ -48,7 +51,7 @@ class SizedCall:
     Attributes:
         node: name of the call in the graph.
         origin: where the call comes from.
-        extents: one vector of labels per size; a size is the number of labels in it that stay.
+        extents: one grid of labels per size, ``[size, k]``; a row counts while any label in it stays.
     """
 
     node: str
@@ -85,10 +88,12 @@ class Ledger:
         axes: labels of one axis of a tensor of the model, keyed by (tensor, axis).
         elements: labels of the single elements of a tensor that is used directly, keyed by tensor.
         reads: the axes along which a weight reads channels, where a gate of zero removes them exactly.
+        constants: pinned labels of values that depend on nothing.
         positions: how many output positions each weight is applied to (MACs = positions x elements).
     """
 
     size: int = 1
+    constants: set[int] = field(default_factory=set)
     ties: list[Tie] = field(default_factory=list)
     freezes: list[Freeze] = field(default_factory=list)
     sized: list[SizedCall] = field(default_factory=list)

@@ -15,6 +15,7 @@ from hyperprune.errors import SlimmingError
 from hyperprune.plan import Slice, WidthPlan
 from hyperprune.slim.sizes import resize_
 from hyperprune.slim.structure import adjust_
+from hyperprune.trace import drop_caches_
 
 
 def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
@@ -47,6 +48,7 @@ def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
         adjust_(module)
     for path in sorted({resize.module for resize in plan.resizes}):
         resize_(model.get_submodule(path), [(r.old, r.new) for r in plan.resizes if r.module == path])
+    drop_caches_(model)
     return model
 
 

@@ -30,7 +30,8 @@ def resize_(module: nn.Module, changes: list[tuple[int, int]]) -> None:
         return
     wanted: dict[int, set[int]] = defaultdict(set)
     for old, new in changes:
-        wanted[old].add(new)
+        if new != old:
+            wanted[old].add(new)
     sure = {old: news.pop() for old, news in wanted.items() if len(news) == 1}
     for name, value in vars(module).items():
         if not name.startswith("_"):

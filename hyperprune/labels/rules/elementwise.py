@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import compact, thin, varies, varying_axes
 from hyperprune.labels.call import Call
-from hyperprune.labels.reasons import BROADCAST, CONSTANT
+from hyperprune.labels.reasons import BROADCAST
 from hyperprune.labels.registry import rule
 
 UNARY = [
@@ -150,7 +150,7 @@ MAKES = [
 def unary(call: Call) -> Any:
     """Every element stays where it is: labels pass through."""
     tensors = call.tensors()
-    return call.labels(tensors[0]) if tensors else call.pinned(CONSTANT)
+    return call.labels(tensors[0]) if tensors else call.constant()
 
 
 @rule(*BINARY)
@@ -174,6 +174,7 @@ def between(call: Call) -> Any:
 
 def tie_all(call: Call, operands: list[Tensor]) -> Tensor:
     """Tie equally shaped label tensors to each other and return labels that stand for all of them."""
+    operands = [o for o in operands if not call.is_elastic(o)] or operands[:1]
     first = operands[0]
     for other in operands[1:]:
         small = torch.broadcast_tensors(thin(first), thin(other))
@@ -200,4 +201,4 @@ def _is_broadcast(labels: Tensor, shape: tuple[int, ...], busy: list[bool]) -> b
 @rule(*MAKES)
 def makes(call: Call) -> Any:
     """A tensor made here belongs to no channel."""
-    return call.pinned(CONSTANT)
+    return call.constant()

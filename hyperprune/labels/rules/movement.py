@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import compact, thin, varies, varying_axes
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import TensorRef
+from hyperprune.labels.ledger import ELASTIC, TensorRef
+from hyperprune.labels.lookahead import leads_to_attention
 from hyperprune.labels.reasons import SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
 
@@ -69,8 +70,11 @@ def _run(call: Call) -> Any:
 
 @rule("expand", "expand_as")
 def expand(call: Call) -> Any:
-    """Expanding repeats a value along axes of length 1."""
-    return call.labels(call.arg("self")).expand(call.shape)
+    """Expanding repeats a value along axes of length 1; a constant so stretched follows what it meets."""
+    x = call.labels(call.arg("self"))
+    if call.is_constant(x) and x.numel() < prod(call.shape):
+        return torch.tensor(ELASTIC).expand(call.shape)
+    return x.expand(call.shape)
 
 
 @rule("cat", "concatenate", "concat")
@@ -131,32 +135,34 @@ def stack(call: Call) -> Any:
 def view(call: Call) -> Any:
     """Splitting one channel axis into several leaves a rectangle only if all rows lose the same.
 
-    Either every outer row loses the same inner index (a channel shuffle), or whole outer rows go
-    (attention heads, a pixel shuffle written by hand): the first reading that exports exactly is taken.
+    Either every outer row loses the same inner index (a channel shuffle), or whole rows go (attention heads, a
+    pixel shuffle written by hand): the first reading that exports exactly is taken.
     """
     x = call.labels(call.arg("self"))
     moved = compact(x.reshape(call.shape))
     before, after = len(varying_axes(x)), varying_axes(moved)
+    if len(after) > max(before, 1):
+        _tie_rows(call, moved, after)
     if after:
         call.sized(*[_extent(moved, axis) for axis in after])
-    return moved if len(after) <= max(before, 1) else _rectangle(call, moved, after)
-
-
-def _rectangle(call: Call, moved: Tensor, axes: list[int]) -> Tensor:
-    reading = call.choose("same inner index", "whole outer rows")
-    if reading == "freeze":
-        call.freeze(moved, SIZE_IN_FORWARD)
-        return moved
-    kept = axes[-1] if reading == "same inner index" else axes[0]
-    for axis in axes:
-        if axis != kept:
-            lead = moved.narrow(axis, 0, 1)
-            call.tie(lead.expand(moved.shape), moved)
     return moved
 
 
+def _tie_rows(call: Call, moved: Tensor, axes: list[int]) -> None:
+    inner, heads, outer = axes[-1], axes[-2], axes[0]
+    order = (heads, inner) if leads_to_attention(call.node) else tuple(dict.fromkeys((inner, outer, heads)))
+    reading = call.choose(*map(str, order))
+    if reading == "freeze":
+        call.freeze(moved, SIZE_IN_FORWARD)
+        return
+    for axis in axes:
+        if axis != int(reading):
+            call.tie(moved.narrow(axis, 0, 1).expand(moved.shape), moved)
+
+
 def _extent(labels: Tensor, axis: int) -> Tensor:
-    return labels[tuple(slice(None) if at == axis else 0 for at in range(labels.ndim))]
+    """Return the labels at each position along an axis, ``[size, k]``."""
+    return thin(labels).movedim(axis, 0).reshape(labels.shape[axis], -1)
 
 
 @rule("flatten")
@@ -165,7 +171,7 @@ def flatten(call: Call) -> Any:
     return compact(call.labels(call.arg("self")).reshape(call.shape))
 
 
-@rule("slice", "select", "narrow", "index_select")
+@rule("slice", "narrow", "index_select")
 def sliced(call: Call) -> Any:
     """Taking a part of the channels holds a bound that must follow them."""
     x = call.labels(call.arg("self"))

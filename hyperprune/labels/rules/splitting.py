@@ -50,12 +50,25 @@ def given_parts(call: Call) -> Any:
 
 @rule("unbind")
 def unbind(call: Call) -> Any:
-    """Taking an axis apart ends it: its length stands in the code that unpacks it."""
+    """Taking an axis apart fixes its length: what lies at its positions goes together (query, key and value)."""
     x = call.labels(call.arg("self"))
     axis = call.arg("dim", 0) % x.ndim
-    if varies(x, axis):
-        call.freeze(x, SIZE_IN_FORWARD)
+    _tie_along(call, x, axis)
     return [compact(part) for part in torch.unbind(x, dim=axis)]
+
+
+@rule("select")
+def select(call: Call) -> Any:
+    """Taking one position of an axis: as unbinding all of them."""
+    x = call.labels(call.arg("self"))
+    axis = call.arg("dim", 0) % x.ndim
+    _tie_along(call, x, axis)
+    return compact(x.select(axis, call.arg("index")))
+
+
+def _tie_along(call: Call, x: Tensor, axis: int) -> None:
+    if varies(x, axis):
+        call.tie(x.narrow(axis, 0, 1).expand(x.shape), x)
 
 
 def _line(labels: Tensor, axis: int) -> Tensor:
