@@ -19,6 +19,7 @@ from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
 from hyperprune.rehearsal import Choices, after_fault, rehearse
+from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
 from hyperprune.trace import ExampleInputs, trace
 from hyperprune.verify import Proof, compare, run_eval
@@ -88,7 +89,14 @@ class HyperModel(nn.Module):
         return f"groups={len(self.coupling.groups)}, units={self.coupling.units}"
 
 
-def hyperize(model: nn.Module, example_inputs: Any, *, generator: Generator | None = None) -> HyperModel:
+def hyperize(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    generator: Generator | None = None,
+    keep: Iterable[Pattern] = (),
+    only: Iterable[Pattern] = (),
+) -> HyperModel:
     """Give every convolution, and the linear layers it meets, a weight generated from latents.
 
     The result computes the same outputs as ``model``, bit for bit, in eval and in train mode. ``model`` itself is
@@ -101,9 +109,13 @@ def hyperize(model: nn.Module, example_inputs: Any, *, generator: Generator | No
         model: a plain module (wrap it in DistributedDataParallel or torch.compile afterwards).
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments for one forward call.
         generator: how weights are generated; ``Lean()`` by default, or ``DHP()``.
+        keep: layers whose output channels stay: names, globs (``"layer4.*"``), classes, or functions of
+            name and module.
+        only: if given, the channels of all other layers stay.
 
     Raises:
-        ModelError: not a plain module: wrapped, already hyperized, or with parametrized layers.
+        ModelError: not a plain module: wrapped, already hyperized, or with parametrized layers; or a pattern
+            of ``keep`` or ``only`` matches nothing.
         InputsError: the example inputs are of the wrong type or device, or the model fails on them.
         TraceError: the forward pass cannot be traced.
         NothingPrunableError: nothing may be removed; the message says why.
@@ -121,14 +133,23 @@ def hyperize(model: nn.Module, example_inputs: Any, *, generator: Generator | No
     base = _copy(model)
     traces = trace(base, inputs)
     unreached = {name for name, _ in base.named_parameters()} - set().union(*(t.used() for t in traces))
+    kept = _kept(model, keep, only)
     choices = Choices()
     while True:
-        coupling = build(flow(traces, choices.readings), base, unreached, choices.closed)
+        coupling = build(flow(traces, choices.readings), base, unreached, choices.closed, kept)
         _require_something(coupling, base)
         outcome = rehearse(_copy(base), coupling, inputs)
         if isinstance(outcome, Proof):
             return _assemble(base, coupling, Lean() if generator is None else generator, inputs)
         choices = after_fault(choices, coupling, base, outcome)
+
+
+def _kept(model: nn.Module, keep: Iterable[Pattern], only: Iterable[Pattern]) -> frozenset[str]:
+    """Return the paths of modules whose output channels stay because the user says so."""
+    kept = select_layers(model, keep, "keep")
+    if chosen := select_layers(model, only, "only"):
+        kept |= {path for path, _ in model.named_modules(remove_duplicate=False)} - chosen
+    return kept
 
 
 def slim_copy(hyper: HyperModel) -> nn.Module:

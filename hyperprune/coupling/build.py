@@ -13,7 +13,7 @@ from hyperprune.coupling.components import components
 from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Norm, Site, Size, Tensor
 from hyperprune.labels import Ledger
 from hyperprune.labels.ledger import ELASTIC, Freeze, Tie
-from hyperprune.labels.reasons import ALONE, SEVERAL_AXES, SIZE_IN_FORWARD, TIED, UNREAD
+from hyperprune.labels.reasons import ALONE, KEPT, SEVERAL_AXES, SIZE_IN_FORWARD, TIED, UNREAD
 from hyperprune.trace import Origin
 
 Homes = tuple[tuple[int, int], ...]
@@ -30,7 +30,13 @@ class _Axis:
     roots: np.ndarray
 
 
-def build(ledger: Ledger, model: nn.Module, unreached: Iterable[str] = (), closed: Iterable[str] = ()) -> CouplingMap:
+def build(
+    ledger: Ledger,
+    model: nn.Module,
+    unreached: Iterable[str] = (),
+    closed: Iterable[str] = (),
+    kept: frozenset[str] = frozenset(),
+) -> CouplingMap:
     """Solve the ledger's ties and lay out units, groups and sites.
 
     A unit is prunable if nothing froze it, some gated weight reads it, and its group has another unit left.
@@ -40,9 +46,11 @@ def build(ledger: Ledger, model: nn.Module, unreached: Iterable[str] = (), close
         model: the network, to find tensors that modules share.
         unreached: parameters that no trace reached, for the report.
         closed: modules whose channels all stay.
+        kept: modules whose output channels the user keeps.
     """
     _freeze_shared(ledger, model)
     _freeze_closed(ledger, closed)
+    _freeze_kept(ledger, kept)
     _freeze_mixed_use(ledger)
     roots = _solve(ledger)
     reasons = _reasons(ledger, roots)
@@ -97,6 +105,13 @@ def _freeze_closed(ledger: Ledger, closed: Iterable[str]) -> None:
         for (tensor, _), labels in [*ledger.axes.items(), *(((t, 0), e) for t, e in ledger.elements.items())]:
             if tensor.startswith(f"{path}."):
                 ledger.freezes.append(Freeze(labels.reshape(-1), SIZE_IN_FORWARD, Origin("", path, "")))
+
+
+def _freeze_kept(ledger: Ledger, kept: frozenset[str]) -> None:
+    for tensor, axis in sorted(ledger.writes):
+        path = tensor.rpartition(".")[0]
+        if path in kept:
+            ledger.freezes.append(Freeze(ledger.axes[tensor, axis], KEPT, Origin("", path, "")))
 
 
 def _freeze_mixed_use(ledger: Ledger) -> None:

@@ -171,26 +171,26 @@ def flatten(call: Call) -> Any:
     return compact(call.labels(call.arg("self")).reshape(call.shape))
 
 
-@rule("slice", "narrow", "index_select")
+@rule("slice")
 def sliced(call: Call) -> Any:
     """Taking a part of the channels holds a bound that must follow them."""
     x = call.labels(call.arg("self"))
-    axis = call.arg("dim", 0) % x.ndim
-    if not varies(x, axis) and call.operator != "aten::index_select":
-        return compact(_run(call))
-    part = compact(_run(call)) if call.operator != "aten::index_select" else x
-    whole = part.shape == x.shape and call.operator == "aten::slice"
-    if call.operator == "aten::slice" and call.choose("a bound that can be set") != "freeze":
+    axis, part = call.arg("dim", 0) % x.ndim, compact(_run(call))
+    if varies(x, axis):
+        if call.choose("a bound that can be set") == "freeze":
+            call.freeze(x, SIZE_IN_FORWARD)
         call.sized(_extent(x, axis), _extent(part, axis))
-        return part
-    return part if whole else _stays(call, x, part)
-
-
-def _stays(call: Call, x: Tensor, part: Tensor) -> Any:
-    if call.operator == "aten::index_select":
-        return call.give_up(SIZE_IN_FORWARD)
-    call.freeze(x, SIZE_IN_FORWARD)
     return part
+
+
+@rule("narrow", "index_select")
+def picked(call: Call) -> Any:
+    """Picking positions by numbers in the code: along channels, these stay."""
+    x = call.labels(call.arg("self"))
+    axis = call.arg("dim", 0) % x.ndim
+    if varies(x, axis):
+        return call.give_up(SIZE_IN_FORWARD)
+    return x.narrow(axis, 0, 1).expand(call.shape)
 
 
 @rule("pixel_shuffle")
