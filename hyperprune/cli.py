@@ -7,6 +7,7 @@ lists them. Torch and the rest are imported when a command runs, so ``--help`` s
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from hyperprune.errors import HyperpruneError
 
 if TYPE_CHECKING:
+    from hyperprune.coupling import CouplingMap
+
     Commands = argparse._SubParsersAction["_Parser"]
 
 EXIT_OK = 0
@@ -31,6 +34,7 @@ EXAMPLES = """\
 examples:
   hyperprune demo                    see it work: four minutes, two CPU cores, no download
   hyperprune demo --compare          the same beside Torch-Pruning
+  hyperprune inspect timm/resnet50   which channels live or die together, and what stays
   hyperprune demo --help             every option of a command
 
 in Python:
@@ -51,6 +55,18 @@ examples:
   hyperprune demo --macs 0.3 --out runs/thirty-percent
   hyperprune demo --compare --seed 1
   hyperprune demo --epochs 2 --search-epochs 2 --finetune-epochs 2     a quick look"""
+
+INSPECT_DESCRIPTION = """\
+Trace a model (freshly built, without weights), find out which channels live or
+die together, and show it as a table: groups, who makes and reads them, the
+MACs they carry, and what stays and why."""
+
+INSPECT_EXAMPLES = """\
+examples:
+  hyperprune inspect torchvision/resnet18
+  hyperprune inspect timm/convnext_atto --input 3x128x128
+  hyperprune inspect timm/resnet50 --layer layer3.0.conv2
+  hyperprune inspect my_package.models:build_unet --json > coupling.json"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HyperpruneError as error:
         print(f"hyperprune: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except BrokenPipeError:  # the reader (head, a pager) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("\nhyperprune: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -122,7 +140,45 @@ def _run_demo(options: argparse.Namespace) -> None:
     run_demo(settings)
 
 
-COMMANDS: tuple[Callable[[Commands], None], ...] = (_add_demo,)
+def _add_inspect(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="show which channels of a model live or die together, and what stays",
+        description=INSPECT_DESCRIPTION,
+        epilog=INSPECT_EXAMPLES,
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="timm/NAME, torchvision/NAME or package.module:factory")
+    add("--input", type=_size, default=None, metavar="CxHxW", help="size of one input (default: the model's own)")
+    add("--layer", default=None, metavar="NAME", help="explain one layer instead of showing the table")
+    add("--json", action="store_true", help="print the coupling as JSON")
+    parser.set_defaults(run=_run_inspect)
+
+
+def _run_inspect(options: argparse.Namespace) -> None:
+    import torch
+
+    from hyperprune.hyper import hyperize
+    from hyperprune.loading import load_model
+
+    loaded = load_model(options.model)
+    hyper = hyperize(loaded.model, torch.zeros(1, *(options.input or loaded.input_size)))
+    if options.json:
+        print(hyper.coupling.dumps())
+    elif options.layer:
+        print(_explain(hyper.coupling, options.layer))
+    else:
+        print(hyper.coupling)
+
+
+def _explain(coupling: CouplingMap, layer: str) -> str:
+    try:
+        return coupling.explain(layer)
+    except KeyError as error:
+        raise HyperpruneError(error.args[0]) from error
+
+
+COMMANDS: tuple[Callable[[Commands], None], ...] = (_add_demo, _add_inspect)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -141,6 +197,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")
     return number
+
+
+def _size(text: str) -> tuple[int, ...]:
+    parts = text.lower().split("x")
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} is no size; write 3x224x224")
+    return tuple(int(part) for part in parts)
 
 
 def _version() -> str:

@@ -46,7 +46,6 @@ def export_with_proof(hyper: HyperModel, *, tolerance: float | None = None) -> t
             "For one call without training use prune(model, x, Budget(macs=0.5))."
         )
     slim = slim_copy(hyper)
-    slim.train(hyper.model.training)
     proof = prove(hyper, slim, tolerance)
     if not proof.holds:
         raise ProofError(

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from torch import nn
+
+from hyperprune.cli import main
+from hyperprune.coupling import CouplingMap
+from hyperprune.errors import ModelError
+from hyperprune.loading import load_model
+
+
+def build_small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+
+def build_nothing() -> str:
+    return "not a module"
+
+
+class TestNames:
+    def test_torchvision_models_come_by_name(self):
+        assert type(load_model("torchvision/squeezenet1_0").model).__name__ == "SqueezeNet"
+
+    def test_segmentation_models_ask_for_no_backbone_weights(self):
+        assert type(load_model("torchvision/lraspp_mobilenet_v3_large").model).__name__ == "LRASPP"
+
+    def test_timm_models_bring_their_own_input_size(self):
+        assert load_model("timm/botnet26t_256").input_size == (3, 256, 256)
+
+    def test_a_factory_of_ones_own_is_called(self):
+        assert isinstance(load_model(f"{__name__}:build_small").model, nn.Sequential)
+
+    @pytest.mark.parametrize(
+        ("spec", "hint"),
+        [
+            ("resnet50", "timm/resnet50"),
+            ("timm/resnet5", "Did you mean"),
+            ("torchvision/resnet19", "Did you mean"),
+            ("no_such_module:f", "cannot be imported"),
+            (f"{__name__}:build_nothing", "returned str"),
+        ],
+    )
+    def test_a_name_that_is_not_understood_is_an_error_that_helps(self, spec, hint):
+        with pytest.raises(ModelError, match=hint):
+            load_model(spec)
+
+
+class TestInspect:
+    def test_the_table_names_groups_and_what_stays(self, capsys):
+        assert main(["inspect", f"{__name__}:build_small", "--input", "3x16x16"]) == 0
+        printed = capsys.readouterr().out
+        assert "1 groups, 8 units" in printed
+        assert "stays: 2, 4 channels: is the model's output" in printed
+
+    def test_json_reads_back_as_the_same_coupling(self, capsys):
+        assert main(["inspect", f"{__name__}:build_small", "--input", "3x16x16", "--json"]) == 0
+        coupling = CouplingMap.from_json(json.loads(capsys.readouterr().out))
+        assert coupling.units == 8
+        assert coupling.group("0").readers == ("2",)
+
+    def test_one_layer_is_explained_in_words(self, capsys):
+        assert main(["inspect", f"{__name__}:build_small", "--input", "3x16x16", "--layer", "0"]) == 0
+        assert "8 units of 1 channel" in capsys.readouterr().out
+
+    def test_an_unknown_layer_is_refused_with_the_known_ones(self, capsys):
+        assert main(["inspect", f"{__name__}:build_small", "--input", "3x16x16", "--layer", "nope"]) == 1
+        assert "it met: 0, 2" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("size", ["3x16", "abc", "3x0x16", "axb"])
+    def test_a_size_that_is_none_is_wrong_usage_or_refused(self, size, capsys):
+        try:
+            status = main(["inspect", f"{__name__}:build_small", "--input", size])
+        except SystemExit as stop:
+            status = stop.code
+        assert status in (1, 2)
+        assert capsys.readouterr().err
