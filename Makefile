@@ -9,10 +9,10 @@ STAMP := $(VENV)/.hyperprune-installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format clean
+.PHONY: help venv demo test lint format clean bench-rules bench-hyperize zoo
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## make a virtual environment with everything in it (again only when pyproject.toml changes)
 
@@ -32,6 +32,17 @@ lint: $(STAMP)  ## check style, format, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench-rules: $(STAMP)  ## compare search rules and Torch-Pruning on CIFAR-10 (needs ../shared/data; about 45 minutes)
+	$(BIN)/python benchmarks/rules.py
+	$(BIN)/python benchmarks/rules.py --table
+
+bench-hyperize: $(STAMP)  ## time hyperize beside torch.export
+	$(BIN)/python benchmarks/hyperize.py --out benchmarks/results/hyperize.json
+
+zoo: $(STAMP)  ## hyperize, export and prove every architecture on the list (resumable; hours)
+	$(BIN)/python benchmarks/zoo.py
+	$(BIN)/python benchmarks/zoo.py --report
 
 format: $(STAMP)  ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .

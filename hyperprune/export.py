@@ -46,7 +46,13 @@ def export_with_proof(hyper: HyperModel, *, tolerance: float | None = None) -> t
             "For one call without training use prune(model, x, Budget(macs=0.5))."
         )
     slim = slim_copy(hyper)
-    proof = prove(hyper, slim, tolerance)
+    try:
+        proof = prove(hyper, slim, tolerance)
+    except Exception as error:  # whatever the user's forward raises
+        raise ProofError(
+            f"the slim {type(slim).__name__} does not run: {type(error).__name__}: {error}. Nothing was exported. "
+            "A size in forward() does not follow the channels; keep= can hold the layer in question."
+        ) from error
     if not proof.holds:
         raise ProofError(
             f"the slim {type(slim).__name__} does not equal the searched network: {proof}. Nothing was exported."

@@ -138,7 +138,7 @@ def hyperize(
     while True:
         coupling = build(flow(traces, choices.readings), base, unreached, choices.closed, kept)
         _require_something(coupling, base)
-        outcome = rehearse(_copy(base), coupling, inputs)
+        outcome = rehearse(base, coupling, inputs)
         if isinstance(outcome, Proof):
             return _assemble(base, coupling, Lean() if generator is None else generator, inputs)
         choices = after_fault(choices, coupling, base, outcome)

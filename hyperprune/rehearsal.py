@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +21,7 @@ from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
 from hyperprune.slim import carve_, is_standard
-from hyperprune.trace import ExampleInputs, drop_caches_
+from hyperprune.trace import ExampleInputs, drop_caches_, failing_lines
 from hyperprune.verify import Proof, compare, run_eval
 
 FEWEST = 8  # values per channel from which statistics are worth taking; a single one would normalise to nothing
@@ -54,20 +56,37 @@ class Choices:
 
 @dataclass(frozen=True)
 class Fault:
-    """What went wrong, and the modules whose code was running, innermost first."""
+    """What went wrong, and the modules whose code was running, innermost first.
+
+    Attributes:
+        inexact: the slim model ran, but its outputs differ.
+        lines: the lines of source that were running, innermost first.
+    """
 
     what: str
     modules: tuple[str, ...]
+    inexact: bool = False
+    lines: tuple[str, ...] = ()
 
 
 def rehearse(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> Proof | Fault:
-    """Remove a random half of all units from a plain model, in place, and compare with zeroing them.
+    """Remove a random half of all units from a copy of a plain model, and compare with zeroing them.
 
     The reference has the input slices of the removed units set to zero wherever a weight reads them; the slim
-    model lacks them. Returns a proof, or what went wrong.
+    model lacks them. Many layers with drawn values may amplify rounding as far as a real difference; so outputs
+    that differ are looked at once more in float64, where rounding all but vanishes and a wrong export does not.
+    Returns a proof, or what went wrong.
     """
-    half = torch.rand(coupling.units, generator=torch.Generator().manual_seed(0)) < 0.5
-    half[[group.start for group in coupling.groups]] = True
+    outcome = _rehearse_once(copy.deepcopy(model), coupling, inputs)
+    if isinstance(outcome, Fault) and outcome.inexact and next(model.parameters()).dtype == torch.float32:
+        finer = copy.deepcopy(model).double()
+        again = _rehearse_once(finer, coupling, inputs.like(next(finer.parameters())))
+        return again if isinstance(again, Proof) else outcome
+    return outcome
+
+
+def _rehearse_once(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> Proof | Fault:
+    half = _about_half(coupling)
     enliven_(model, coupling)
     drop_caches_(model)
     plan = coupling.plan(half.numpy())
@@ -82,8 +101,24 @@ def rehearse(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> 
     try:
         proof = compare(expected, run_eval(model, inputs))
     except Exception as error:  # whatever the user's forward raises on wrong sizes
-        return Fault(f"{type(error).__name__}: {error}", _modules_on_stack(model, error.__traceback__))
-    return proof if proof.relative_error <= SLACK * proof.tolerance else Fault(str(proof), ())
+        modules = _modules_on_stack(model, error.__traceback__)
+        return Fault(f"{type(error).__name__}: {error}", modules, lines=failing_lines(error.__traceback__))
+    return proof if proof.relative_error <= SLACK * proof.tolerance else Fault(str(proof), (), inexact=True)
+
+
+def _about_half(coupling: CouplingMap) -> Tensor:
+    """Draw which units live: about half of each group, never all, bool of shape ``[units]``.
+
+    Groups of one size keep different numbers as far as they can: equal ones would let a size that stands for
+    both of them pass by luck.
+    """
+    alive, rng = torch.zeros(coupling.units, dtype=torch.bool), torch.Generator().manual_seed(0)
+    seen: Counter[int] = Counter()
+    for group in coupling.groups:
+        kept = 1 + (group.size // 2 - 1 + seen[group.size]) % (group.size - 1)
+        seen[group.size] += 1
+        alive[group.start + torch.randperm(group.size, generator=rng)[:kept]] = True
+    return alive
 
 
 @torch.no_grad()
@@ -100,8 +135,9 @@ def _zero_readers(model: nn.Module, coupling: CouplingMap, plan: WidthPlan) -> N
 def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault: Fault) -> Choices:
     """Decide what to try next after a slim model failed to run, or computed something else.
 
-    An exception points to the modules it passed through, a wrong result to every call that holds a size. Where
-    no call is left to read differently, the module that failed is closed.
+    An exception points first to the calls on the lines that ran, then to the modules it passed through, a wrong
+    result to every call that holds a size. Where no call is left to read differently, the module that failed is
+    closed.
 
     Args:
         model: the network, for the classes of its modules.
@@ -111,6 +147,9 @@ def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     suspects = _suspects(coupling, modules)
+    for line in fault.lines:
+        if here := _unread(coupling, suspects, choices, line):
+            return choices.next(here)
     for path in fault.modules:
         if kin := [node for node, module in suspects.items() if module == path]:
             return choices.next(_alike(modules, suspects, kin[0]))
@@ -132,6 +171,12 @@ def _suspects(coupling: CouplingMap, modules: Mapping[str, nn.Module]) -> dict[s
         for size in coupling.sizes
         if set(size.slots) != {(STAYS,)} and not is_standard(modules[size.module])
     }
+
+
+def _unread(coupling: CouplingMap, suspects: Iterable[str], choices: Choices, line: str) -> list[str]:
+    """Return the suspects on the line that failed, of which only the likeliest reading was tried."""
+    here = {size.node for size in coupling.sizes if size.source == line}
+    return [node for node in suspects if node in here and not choices.readings.get(node)]
 
 
 def _alike(modules: Mapping[str, nn.Module], suspects: Mapping[str, str], node: str) -> list[str]:

@@ -18,6 +18,7 @@ from hyperprune.hyper import HyperModel
 from hyperprune.sparsifiers import Fisher, Press, Sparsifier
 
 DECISIONS = 40
+LARGEST_JUMP = 0.1  # share of the dense cost that the last decision may cut without a warning
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ class Search:
             return
         if due:
             self._decide()
-        lr = float(self._options["lr"])
-        self._sparsifier.press_(Press(self._bank, self._doomed, self._prices, lr, self.every))
+        lr, doomed = float(self._options["lr"]), self._doomed.to(self._bank.alive.device)
+        self._sparsifier.press_(Press(self._bank, doomed, self._prices.to(doomed.device), lr, self.every))
 
     def progress(self) -> SearchProgress:
         """Return the present state, for a logger or a progress bar."""
@@ -200,8 +201,22 @@ class Search:
 
     def _finish(self) -> None:
         self._require_observed()
-        self._bank.keep_(torch.from_numpy(self._solve(self._limits)))
+        kept = self._solve(self._limits)
+        self._warn_of_a_jump(kept)
+        self._bank.keep_(torch.from_numpy(kept))
         self.done = True
+
+    def _warn_of_a_jump(self, kept: np.ndarray) -> None:
+        before = self._bank.living().cpu().numpy()
+        for resource in self._limits:
+            costs = [_of(self._cost.total(self._counts(mask)), resource) for mask in (before, kept)]
+            jump = (costs[0] - costs[1]) / _of(self._dense, resource)
+            if jump > LARGEST_JUMP:
+                warnings.warn(
+                    f"{jump:.0%} of the dense {resource} had to be cut at once at step {self.step_count}: the "
+                    "sparsifier pressed too little. Give the search more steps, or the rule more pressure.",
+                    stacklevel=4,
+                )
 
     def _solve(self, limits: dict[str, int]) -> np.ndarray:
         scores = self._sparsifier.scores(self._bank).detach().double().cpu().numpy()

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from traceback import format_tb
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -163,6 +165,11 @@ def drop_caches_(model: nn.Module) -> None:
 
 def _module_path(stack: list[Any]) -> str:
     return re.sub(r"@\d+$", "", str(stack[-1][0])) if stack else ""
+
+
+def failing_lines(traceback: TracebackType | None) -> tuple[str, ...]:
+    """Return the lines of the user's source in a traceback, innermost first, written as ``Origin.source`` is."""
+    return tuple(_source_line(frame) for frame in reversed(format_tb(traceback)))
 
 
 def _source_line(stack_trace: str) -> str:

@@ -53,7 +53,7 @@ def build(
     _freeze_kept(ledger, kept)
     _freeze_mixed_use(ledger)
     roots = _solve(ledger)
-    reasons = _reasons(ledger, roots)
+    reasons = _reasons(ledger, roots, _on_axes(ledger, roots))
     axes = _axes(ledger, roots, reasons)
     _require_reader(axes, reasons)
     members = _members(axes, reasons, ledger.size)
@@ -81,11 +81,20 @@ def _solve(ledger: Ledger) -> np.ndarray:
     return components(ledger.size, left[real], right[real])
 
 
-def _reasons(ledger: Ledger, roots: np.ndarray) -> dict[int, Freeze]:
+def _on_axes(ledger: Ledger, roots: np.ndarray) -> np.ndarray:
+    """Mark the roots that lie along an axis of some tensor: no other can become a unit. Bool, ``[labels]``."""
+    marked = np.zeros(ledger.size, dtype=bool)
+    for labels in ledger.axes.values():
+        marked[roots[labels.numpy()]] = True
+    return marked
+
+
+def _reasons(ledger: Ledger, roots: np.ndarray, marked: np.ndarray) -> dict[int, Freeze]:
     """Return the first reason for which each frozen root must stay."""
     found: dict[int, Freeze] = {}
     for freeze in ledger.freezes:
-        for root in np.unique(roots[freeze.labels.numpy()]).tolist():
+        frozen = roots[freeze.labels.numpy()]
+        for root in np.unique(frozen[marked[frozen]]).tolist():
             found.setdefault(root, freeze)
     return found
 
@@ -141,8 +150,9 @@ def _axes(ledger: Ledger, roots: np.ndarray, reasons: dict[int, Freeze]) -> list
         _Axis(tensor, axis, _role(ledger, tensor, axis), roots[labels.numpy()])
         for (tensor, axis), labels in ledger.axes.items()
     ]
+    marked = _on_axes(ledger, roots)
     for tensor, labels in ledger.elements.items():
-        found += _element_axis(tensor, roots[labels.numpy()], reasons)
+        found += _element_axis(tensor, roots[labels.numpy()], reasons, marked)
     return found
 
 
@@ -152,13 +162,13 @@ def _role(ledger: Ledger, tensor: str, axis: int) -> str:
     return "writes" if (tensor, axis) in ledger.writes else "along"
 
 
-def _element_axis(tensor: str, grid: np.ndarray, reasons: dict[int, Freeze]) -> list[_Axis]:
+def _element_axis(tensor: str, grid: np.ndarray, reasons: dict[int, Freeze], marked: np.ndarray) -> list[_Axis]:
     """Find the one axis along which the roots of a directly used tensor differ; freeze them if there are more."""
     varying = [axis for axis in range(grid.ndim) if (grid != grid.take([0], axis=axis)).any()]
     if len(varying) == 1:
         index = tuple(slice(None) if axis == varying[0] else 0 for axis in range(grid.ndim))
         return [_Axis(tensor, varying[0], "along", grid[index])]
-    for root in np.unique(grid).tolist():
+    for root in np.unique(grid[marked[grid]]).tolist():
         reasons.setdefault(root, Freeze(None, SEVERAL_AXES, Origin("parameter", tensor, "")))  # type: ignore[arg-type]
     return []
 
@@ -272,8 +282,8 @@ def _sizes(ledger: Ledger, units: np.ndarray) -> tuple[Size, ...]:
         for extent in call.extents:
             here = units[extent.numpy()]
             if (here != STAYS).any():
-                slots = tuple(tuple(sorted(set(row))) for row in here.tolist())
-                found[Size(call.node, call.origin.module, slots)] = None
+                slots = tuple(tuple(np.unique(row).tolist()) for row in here)
+                found[Size(call.node, call.origin.module, slots, call.origin.source)] = None
     return tuple(found)
 
 

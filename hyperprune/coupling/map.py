@@ -103,11 +103,13 @@ class Size:
         module: path of the module that makes the call.
         slots: for each position the units that lie there (``STAYS`` for a channel that stays); the size is the
             number of positions where any of them lives.
+        source: line of the user's source that makes the call.
     """
 
     node: str
     module: str
     slots: tuple[tuple[int, ...], ...]
+    source: str = ""
 
     def after(self, alive: np.ndarray) -> int:
         """Return the size when only units with ``alive`` true live."""

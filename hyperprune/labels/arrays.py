@@ -51,6 +51,17 @@ def compact(labels: Tensor) -> Tensor:
     return slim.contiguous().expand(shape)
 
 
+def extent(labels: Tensor, axis: int) -> Tensor:
+    """Return all labels at each position along an axis, ``[size, k]``.
+
+    Example:
+        >>> extent(torch.tensor([[1, 2], [3, 4]]), 1)
+        tensor([[1, 3],
+                [2, 4]])
+    """
+    return thin(labels).movedim(axis, 0).reshape(labels.shape[axis], -1)
+
+
 def spread(channels: Tensor, shape: tuple[int, ...] | torch.Size, axis: int) -> Tensor:
     """Lay a vector of labels along ``axis`` of ``shape``; all other axes agree."""
     axis %= len(shape)

@@ -142,6 +142,15 @@ class Call:
         value = self._values.get(node) if isinstance(node, torch.fx.Node) and len(inside) == 1 and layer else None
         return value if isinstance(value, Tensor) else None
 
+    def arriving(self) -> list[Tensor]:
+        """Return the labels of the tensors that enter the module whose ``forward`` makes this call."""
+        layer, found = owner(self.node), dict[torch.fx.Node, None]()
+        for node in self._values:
+            if _within(owner(node), layer):
+                found.update((source, None) for source in node.all_input_nodes if not _within(owner(source), layer))
+        values = [self._values.get(node) for node in found]
+        return [value for value in values if isinstance(value, Tensor)]
+
     def living_norm(self, norm: NormCall) -> None:
         """Note that this layer's statistics are to run over the living channels while searching."""
         self._ledger.norms.append(norm)
@@ -166,3 +175,7 @@ class Call:
         if isinstance(value, (tuple, list)):
             return [self.pinned(reason, tuple(v.shape)) if isinstance(v, Tensor) else None for v in value]
         return self.pinned(reason, tuple(value.shape)) if isinstance(value, Tensor) else None
+
+
+def _within(path: str, module: str) -> bool:
+    return path == module or path.startswith(f"{module}.")

@@ -18,6 +18,7 @@ from hyperprune.labels.registry import find
 from hyperprune.trace import Origin, Trace, origin
 
 LAST_RESORT = 3
+LARGEST_BUFFER = 2**18
 
 
 def flow(traces: tuple[Trace, ...], choices: Mapping[str, int] | None = None) -> Ledger:
@@ -25,14 +26,16 @@ def flow(traces: tuple[Trace, ...], choices: Mapping[str, int] | None = None) ->
 
     Args:
         traces: graphs of the same model (eval mode, perhaps train mode too); they share parameter names.
-            A weight's positions are those of the first trace that applies it.
+            A weight's positions are those of the first trace, in eval mode: heads that run in train mode only are
+            no part of what a forward pass costs.
         choices: node name -> which reading of an ambiguous call to take (see ``Call.choose``).
     """
     ledger = Ledger()
+    counted: dict[str, int] | None = None
     for trace in traces:
-        counted = dict(ledger.positions)
         _Flow(trace, ledger, choices or {}).run()
-        ledger.positions = {**ledger.positions, **counted}
+        counted = dict(ledger.positions) if counted is None else counted
+    ledger.positions = counted or {}
     return ledger
 
 
@@ -66,10 +69,14 @@ class _Flow:
     def _placeholder(self, node: torch.fx.Node) -> Any:
         value = node.meta.get("val")
         names = {**self._trace.parameters, **self._trace.buffers}
-        if node.name in names and isinstance(value, Tensor):
+        if node.name in names and isinstance(value, Tensor) and not self._is_table(node.name, value):
             return TensorRef(names[node.name], tuple(value.shape), node.name in self._trace.parameters)
-        reason = CONSTANT if node.name.startswith("c_") else INPUT
+        reason = CONSTANT if node.name in names or node.name.startswith("c_") else INPUT
         return self._fixed(node, reason)
+
+    def _is_table(self, name: str, value: Tensor) -> bool:
+        """Say whether a buffer is a table of positions or a mask, not something with channels."""
+        return name in self._trace.buffers and (not value.is_floating_point() or value.numel() > LARGEST_BUFFER)
 
     def _output(self, node: torch.fx.Node) -> None:
         where = Origin("output", "", "")

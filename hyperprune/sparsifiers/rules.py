@@ -43,7 +43,10 @@ def PublishedL1(lambda_: float = 2e-4, threshold: float = 5e-3, stop: float = 0.
 
     z <- sign(z) max(|z| - lambda lr, 0) after every step; a unit counts as living if |z| >= min(tau, 4th largest
     |z| of its group). The search ends once the masked network's cost is within ``stop`` of the target; what is
-    then still above the budget goes by smallest |z|. Source: the official program of Li et al., ECCV 2020.
+    then still above the budget goes by smallest |z| per price. Source: the official program of Li et al., ECCV 2020.
+
+    Made for training from scratch with many steps. From pretrained weights, in a short search, latents hardly
+    move and the last cut is left to chance: use ``Fisher`` or ``L1Proximal`` there.
 
     Args:
         lambda_: weight of the l1 term (ResNet-20: 2e-4, ResNet-56: 3e-4, MobileNetV2: 1e-4).

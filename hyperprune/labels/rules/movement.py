@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperprune.labels.arrays import compact, thin, varies, varying_axes
+from hyperprune.labels.arrays import compact, extent, thin, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, TensorRef
 from hyperprune.labels.lookahead import leads_to_attention
@@ -143,26 +143,43 @@ def view(call: Call) -> Any:
     before, after = len(varying_axes(x)), varying_axes(moved)
     if len(after) > max(before, 1):
         _tie_rows(call, moved, after)
+    elif len(after) == 1:
+        _merge(call, moved, after[0])
     if after:
-        call.sized(*[_extent(moved, axis) for axis in after])
+        call.sized(*[extent(moved, axis) for axis in after])
     return moved
 
 
 def _tie_rows(call: Call, moved: Tensor, axes: list[int]) -> None:
     inner, heads, outer = axes[-1], axes[-2], axes[0]
-    order = (heads, inner) if leads_to_attention(call.node) else tuple(dict.fromkeys((inner, outer, heads)))
-    reading = call.choose(*map(str, order))
+    if leads_to_attention(call.node):
+        reading = call.choose(f"{heads}", f"{heads} follows", f"{inner}")
+    else:
+        reading = call.choose(*(f"{axis}" for axis in dict.fromkeys((inner, outer, heads))))
     if reading == "freeze":
         call.freeze(moved, SIZE_IN_FORWARD)
         return
     for axis in axes:
-        if axis != int(reading):
+        if axis != int(reading.split()[0]):
             call.tie(moved.narrow(axis, 0, 1).expand(moved.shape), moved)
+    if reading.endswith("follows"):
+        _follow_input(call, moved[tuple(slice(None) if at in axes[-2:] else 0 for at in range(moved.ndim))])
 
 
-def _extent(labels: Tensor, axis: int) -> Tensor:
-    """Return the labels at each position along an axis, ``[size, k]``."""
-    return thin(labels).movedim(axis, 0).reshape(labels.shape[axis], -1)
+def _merge(call: Call, moved: Tensor, axis: int) -> None:
+    reading = call.choose("as it is", "follows", "as it is")
+    if reading == "freeze":
+        call.freeze(moved, SIZE_IN_FORWARD)
+    if reading == "follows":
+        _follow_input(call, call.channels(moved, axis))
+
+
+def _follow_input(call: Call, channels: Tensor) -> None:
+    """Let a size that was read off the module's input (``B, N, C = x.shape``) hold: what has it goes together."""
+    for source in call.arriving():
+        for at in varying_axes(source):
+            if source.shape[at] == channels.numel():
+                call.tie(channels, call.channels(source, at))
 
 
 @rule("flatten")
@@ -179,7 +196,7 @@ def sliced(call: Call) -> Any:
     if varies(x, axis):
         if call.choose("a bound that can be set") == "freeze":
             call.freeze(x, SIZE_IN_FORWARD)
-        call.sized(_extent(x, axis), _extent(part, axis))
+        call.sized(extent(x, axis), extent(part, axis))
     return part
 
 

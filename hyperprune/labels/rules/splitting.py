@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperprune.labels.arrays import compact, varies
+from hyperprune.labels.arrays import compact, extent, varies
 from hyperprune.labels.call import Call
 from hyperprune.labels.reasons import SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
@@ -31,7 +31,7 @@ def equal_parts(call: Call) -> Any:
         return parts
     for part in parts[1:]:
         call.tie(parts[0].expand(part.shape), part)
-    call.sized(_line(x, axis), _line(parts[0], axis))
+    call.sized(extent(x, axis), extent(parts[0], axis))
     return parts
 
 
@@ -44,7 +44,7 @@ def given_parts(call: Call) -> Any:
     if call.choose("sizes that can be set") == "freeze":
         call.freeze(x, SIZE_IN_FORWARD)
         return parts
-    call.sized(_line(x, axis), *[_line(part, axis) for part in parts])
+    call.sized(extent(x, axis), *[extent(part, axis) for part in parts])
     return parts
 
 
@@ -69,7 +69,3 @@ def select(call: Call) -> Any:
 def _tie_along(call: Call, x: Tensor, axis: int) -> None:
     if varies(x, axis):
         call.tie(x.narrow(axis, 0, 1).expand(x.shape), x)
-
-
-def _line(labels: Tensor, axis: int) -> Tensor:
-    return labels[tuple(slice(None) if at == axis else 0 for at in range(labels.ndim))]

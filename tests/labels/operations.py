@@ -1,0 +1,955 @@
+"""The one-operation table: a tiny network per row, and which of its channels are tied, written out by hand.
+
+Spelling (see ``tests.models.layout``): one letter per unit, a dot for a channel that stays. Layers that are not
+listed stay whole; the reader ``out`` makes the network's output and always does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.models import Net, SqueezeExcite
+
+aten = torch.ops.aten
+
+IMAGE = (2, 3, 4, 6)
+SIGNAL = (2, 3, 12)
+VOLUME = (2, 3, 2, 4, 6)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A network, and the ties its channels must get.
+
+    ``offered`` is what ``hyperize`` offers after the rehearsal, where that differs from the first reading.
+    """
+
+    says: str
+    parts: Callable[[], dict[str, Any]]
+    run: Callable[..., Any]
+    expected: Mapping[str, str]
+    shape: tuple[int, ...] = IMAGE
+    offered: Mapping[str, str] | None = None
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return Net(self.parts(), self.run).double().eval()
+
+    def x(self) -> Tensor:
+        return torch.randn(self.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def conv(i: int, o: int, k: int = 1, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(i, o, k, **options)
+
+
+def one(width: int = 4, read: int | None = None) -> Callable[[], dict[str, Any]]:
+    """``a`` makes channels, ``out`` reads them."""
+    return lambda: {"a": conv(3, width), "out": conv(width if read is None else read, 2)}
+
+
+def two(a: int = 4, b: int = 4, read: int | None = None) -> Callable[[], dict[str, Any]]:
+    """``a`` and ``b`` make channels from the input, ``out`` reads what comes of them."""
+    return lambda: {"a": conv(3, a), "b": conv(3, b), "out": conv(a if read is None else read, 2)}
+
+
+def flat(width: int = 4, read: int | None = None) -> Callable[[], dict[str, Any]]:
+    """``a`` is linear over the last axis, ``out`` too."""
+    return lambda: {"a": nn.Linear(3, width), "out": nn.Linear(width if read is None else read, 2)}
+
+
+def scaled(**parameters: tuple[int, ...]) -> Callable[[], dict[str, Any]]:
+    """``a`` and ``out``, and parameters that the network uses directly."""
+    return lambda: {**one()(), **{name: nn.Parameter(torch.randn(shape)) for name, shape in parameters.items()}}
+
+
+def through(change: Callable[[Tensor], Any]) -> Callable[..., Any]:
+    """The forward pass out(change(a(x)))."""
+    return lambda net, x: net.out(change(net.a(x)))
+
+
+def meet(join: Callable[[Tensor, Tensor], Any]) -> Callable[..., Any]:
+    """The forward pass out(join(a(x), b(x)))."""
+    return lambda net, x: net.out(join(net.a(x), net.b(x)))
+
+
+APART = {"a": "abcd"}
+TIED = {"a": "abcd", "b": "abcd"}
+NOTHING: dict[str, str] = {}
+
+LAYERS = [
+    Row("conv2d ties nothing", one(), through(lambda a: a), APART),
+    Row(
+        "two convolutions in a row make units of their own",
+        lambda: {"a": conv(3, 4), "b": conv(4, 3), "out": conv(3, 2)},
+        lambda net, x: net.out(net.b(net.a(x))),
+        {"a": "abcd", "b": "efg"},
+    ),
+    Row(
+        "a convolution used twice ties what it reads to what it makes",
+        lambda: {"a": conv(3, 4), "b": conv(4, 4), "out": conv(4, 2)},
+        lambda net, x: net.out(net.b(net.b(net.a(x)))),
+        {"a": "abcd", "b": "abcd"},
+    ),
+    Row(
+        "a group of a grouped convolution goes as a whole",
+        lambda: {"a": conv(3, 4), "g": conv(4, 4, 3, padding=1, groups=2), "out": conv(4, 2)},
+        lambda net, x: net.out(net.g(net.a(x))),
+        {"a": "aabb", "g": "aabb"},
+    ),
+    Row(
+        "a grouped convolution may widen",
+        lambda: {"a": conv(3, 4), "g": conv(4, 6, groups=2), "out": conv(6, 2)},
+        lambda net, x: net.out(net.g(net.a(x))),
+        {"a": "aabb", "g": "aaabbb"},
+    ),
+    Row(
+        "depthwise ties channel i to channel i",
+        lambda: {"a": conv(3, 4), "g": conv(4, 4, 3, groups=4), "out": conv(4, 2)},
+        lambda net, x: net.out(net.g(net.a(x))),
+        {"a": "abcd", "g": "abcd"},
+    ),
+    Row(
+        "depthwise with a multiplier ties each channel to all it makes",
+        lambda: {"a": conv(3, 4), "g": conv(4, 8, groups=4), "out": conv(8, 2)},
+        lambda net, x: net.out(net.g(net.a(x))),
+        {"a": "abcd", "g": "aabbccdd"},
+    ),
+    Row("conv1d", lambda: {"a": nn.Conv1d(3, 4, 3), "out": nn.Conv1d(4, 2, 3)}, through(lambda a: a), APART, SIGNAL),
+    Row("conv3d", lambda: {"a": nn.Conv3d(3, 4, 1), "out": nn.Conv3d(4, 2, 1)}, through(lambda a: a), APART, VOLUME),
+    Row(
+        "an image without a batch axis",
+        one(),
+        through(lambda a: a),
+        APART,
+        (3, 4, 6),
+    ),
+    Row("conv_transpose2d", lambda: {"a": nn.ConvTranspose2d(3, 4, 2), "out": conv(4, 2)}, through(lambda a: a), APART),
+    Row(
+        "a transposed convolution reads along weight axis 0",
+        lambda: {"a": conv(3, 4), "t": nn.ConvTranspose2d(4, 5, 2, stride=2), "out": conv(5, 2)},
+        lambda net, x: net.out(net.t(net.a(x))),
+        {"a": "abcd", "t": "efghi"},
+    ),
+    Row(
+        "conv_transpose1d",
+        lambda: {"a": nn.ConvTranspose1d(3, 4, 2), "out": nn.ConvTranspose1d(4, 2, 2)},
+        through(lambda a: a),
+        APART,
+        SIGNAL,
+    ),
+    Row(
+        "conv_transpose3d",
+        lambda: {"a": nn.ConvTranspose3d(3, 4, 2), "out": nn.Conv3d(4, 2, 1)},
+        through(lambda a: a),
+        APART,
+        VOLUME,
+    ),
+    Row(
+        "a grouped transposed convolution goes by groups",
+        lambda: {"a": conv(3, 4), "t": nn.ConvTranspose2d(4, 6, 2, groups=2), "out": conv(6, 2)},
+        lambda net, x: net.out(net.t(net.a(x))),
+        {"a": "aabb", "t": "aabb"},  # of t, the axis that is sliced is the one that reads
+    ),
+    Row(
+        "a depthwise transposed convolution",
+        lambda: {"a": conv(3, 4), "t": nn.ConvTranspose2d(4, 4, 2, groups=4), "out": conv(4, 2)},
+        lambda net, x: net.out(net.t(net.a(x))),
+        {"a": "abcd", "t": "abcd"},
+    ),
+    Row(
+        "linear makes features along the last axis",
+        lambda: {"a": nn.Linear(3, 4), "b": nn.Linear(4, 3), "out": nn.Linear(3, 2)},
+        lambda net, x: net.out(net.b(net.a(x))),
+        {"a": "abcd", "b": "efg"},
+        (2, 5, 3),
+    ),
+    Row(
+        "a weight computed in forward keeps what it reads",
+        lambda: {"a": conv(3, 4), "b": conv(4, 4), "c": conv(4, 3), "out": conv(3, 2)},
+        lambda net, x: net.out(net.c(F.conv2d(net.a(x), net.b.weight * 2, net.b.bias))),
+        {"c": "abc"},
+    ),
+    Row(
+        "a linear weight computed in forward keeps what it reads",
+        lambda: {"a": nn.Linear(3, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 3), "out": nn.Linear(3, 2)},
+        lambda net, x: net.out(net.c(F.linear(net.a(x), net.b.weight * 2))),
+        {"c": "abc"},
+        (2, 3),
+    ),
+    Row(
+        "a transposed weight computed in forward keeps what it reads",
+        lambda: {"a": conv(3, 4), "t": nn.ConvTranspose2d(4, 4, 1), "c": conv(4, 3), "out": conv(3, 2)},
+        lambda net, x: net.out(net.c(F.conv_transpose2d(net.a(x), net.t.weight * 2))),
+        {"c": "abc"},
+    ),
+    Row(
+        "batch norm passes channels through",
+        lambda: {**one()(), "bn": nn.BatchNorm2d(4)},
+        lambda net, x: net.out(net.bn(net.a(x))),
+        APART,
+    ),
+    Row(
+        "batch norm of features",
+        lambda: {**flat()(), "bn": nn.BatchNorm1d(4)},
+        lambda net, x: net.out(net.bn(net.a(x))),
+        APART,
+        (2, 3),
+    ),
+    Row(
+        "instance norm passes channels through",
+        lambda: {**one()(), "norm": nn.InstanceNorm2d(4, affine=True)},
+        lambda net, x: net.out(net.norm(net.a(x))),
+        APART,
+    ),
+    Row(
+        "prelu with a slope per channel",
+        lambda: {**one()(), "act": nn.PReLU(4)},
+        lambda net, x: net.out(net.act(net.a(x))),
+        APART,
+    ),
+    Row(
+        "prelu with one slope for all",
+        lambda: {**one()(), "act": nn.PReLU()},
+        lambda net, x: net.out(net.act(net.a(x))),
+        APART,
+    ),
+    Row(
+        "layer norm counts the living channels",
+        lambda: {**flat()(), "norm": nn.LayerNorm(4)},
+        lambda net, x: net.out(net.norm(net.a(x))),
+        APART,
+        (2, 5, 3),
+    ),
+    Row(
+        "a layer norm without a layer of its own keeps what it reads",
+        lambda: {**flat()(), "scale": nn.Parameter(torch.ones(4))},
+        lambda net, x: net.out(F.layer_norm(net.a(x), (4,), net.scale)),
+        NOTHING,
+        (2, 5, 3),
+    ),
+    Row(
+        "group norm needs every group to lose the same",
+        lambda: {**one(6)(), "norm": nn.GroupNorm(2, 6)},
+        lambda net, x: net.out(net.norm(net.a(x))),
+        {"a": "abcabc"},
+    ),
+    Row(
+        "rms norm counts the living channels",
+        lambda: {**flat()(), "norm": nn.RMSNorm(4, eps=1e-6)},
+        lambda net, x: net.out(net.norm(net.a(x))),
+        APART,
+        (2, 5, 3),
+    ),
+]
+
+PAIRWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "true_divide": aten.true_divide,
+    "floor_divide": lambda a, b: aten.floor_divide(a, b.abs() + 1),
+    "remainder": lambda a, b: aten.remainder(a, b.abs() + 1),
+    "fmod": lambda a, b: aten.fmod(a, b.abs() + 1),
+    "pow": lambda a, b: aten.pow(a.abs() + 1, b),
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "atan2": torch.atan2,
+    "copysign": torch.copysign,
+    "hypot": torch.hypot,
+    "lerp": lambda a, b: torch.lerp(a, b, 0.3),
+    "rsub": aten.rsub,
+    "where": lambda a, b: torch.where(a > 0, a, b),
+    "addcmul": lambda a, b: torch.addcmul(a, a, b),
+    "addcdiv": lambda a, b: torch.addcdiv(a, b, b.abs() + 1),
+    "masked_fill": lambda a, b: a.masked_fill(b > 0, 0.5),
+    "eq": lambda a, b: aten.eq(a, b).to(a.dtype),
+    "ne": lambda a, b: aten.ne(a, b).to(a.dtype),
+    "lt": lambda a, b: aten.lt(a, b).to(a.dtype),
+    "le": lambda a, b: aten.le(a, b).to(a.dtype),
+    "gt": lambda a, b: aten.gt(a, b).to(a.dtype),
+    "ge": lambda a, b: aten.ge(a, b).to(a.dtype),
+    "logical_and": lambda a, b: aten.logical_and(a > 0, b > 0).to(a.dtype),
+    "logical_or": lambda a, b: aten.logical_or(a > 0, b > 0).to(a.dtype),
+    "logical_xor": lambda a, b: aten.logical_xor(a > 0, b > 0).to(a.dtype),
+    "bitwise_and": lambda a, b: aten.bitwise_and(a > 0, b > 0).to(a.dtype),
+    "bitwise_or": lambda a, b: aten.bitwise_or(a > 0, b > 0).to(a.dtype),
+}
+
+ELEMENTWISE = [
+    *(Row(f"{name} ties channel i to channel i", two(), meet(join), TIED) for name, join in PAIRWISE.items()),
+    Row("adding in place ties too", two(), meet(lambda a, b: a.add_(b)), TIED),
+    Row("numbers belong to no channel", one(), through(lambda a: 1 - (2 * a + 1) / 3), APART),
+    Row(
+        "squeeze-and-excite scales channel i by the i-th of its own",
+        lambda: {**one()(), "se": SqueezeExcite(4, 2)},
+        lambda net, x: net.out(net.se(net.a(x))),
+        {"a": "abcd", "se.down": "ef", "se.up": "abcd"},
+    ),
+    Row(
+        "spatial attention keeps its one channel and frees the others",
+        lambda: {**one()(), "mask": conv(3, 1)},
+        lambda net, x: net.out(net.a(x) * net.mask(x).sigmoid()),
+        APART,
+    ),
+    Row(
+        "channels broadcast over other channels stay, and free those",
+        lambda: {"a": nn.Linear(3, 4), "b": nn.Linear(3, 5), "out": nn.Linear(4, 2)},
+        lambda net, x: net.out((net.a(x)[:, None, :] * net.b(x)[:, :, None]).mean(1)),
+        NOTHING,
+        (2, 3),
+    ),
+    Row(
+        "a sum with the network's input stays",
+        lambda: {"a": conv(3, 3), "out": conv(3, 2)},
+        lambda net, x: net.out(net.a(x) + x),
+        NOTHING,
+    ),
+    Row(
+        "a sum with a vector made in forward stays",
+        one(),
+        through(lambda a: a + torch.linspace(0, 1, 4, dtype=a.dtype).view(1, 4, 1, 1)),
+        NOTHING,
+    ),
+    Row(
+        "a layer scale is sliced along",
+        scaled(scale=(4, 1, 1)),
+        lambda net, x: net.out(net.a(x) * net.scale),
+        {"a": "abcd", "scale": "abcd"},
+    ),
+    Row(
+        "a layer scale that forward reshapes is sliced along",
+        scaled(scale=(4,)),
+        lambda net, x: net.out(net.a(x) * net.scale.view(1, -1, 1, 1)),
+        {"a": "abcd", "scale": "abcd"},
+    ),
+    Row(
+        "a positional embedding is sliced along its channels",
+        scaled(position=(1, 4, 4, 6)),
+        lambda net, x: net.out(net.a(x) + net.position),
+        {"a": "abcd", "position": "abcd"},
+    ),
+    Row(
+        "one number for all channels stays",
+        scaled(scale=(1,)),
+        lambda net, x: net.out(net.a(x) * net.scale),
+        APART,
+    ),
+    Row(
+        "a parameter vector is read by a layer like any activation",
+        lambda: {"token": nn.Parameter(torch.randn(1, 4)), "b": nn.Linear(4, 3), "out": nn.Linear(3, 2)},
+        lambda net, x: net.out(net.b(net.token) + 0 * x.mean()),
+        {"token": "abcd", "b": "efg"},
+    ),
+    Row(
+        "a parameter matrix that a layer reads stays",
+        lambda: {"tokens": nn.Parameter(torch.randn(5, 4)), "b": nn.Linear(4, 3), "out": nn.Linear(3, 2)},
+        lambda net, x: net.out(net.b(net.tokens) + 0 * x.mean()),
+        {"b": "abc"},
+    ),
+    Row(
+        "bounds that are parameters are sliced along",
+        scaled(low=(4, 1, 1), high=(1, 4, 1, 1)),
+        lambda net, x: net.out(net.a(x).clamp(net.low, net.high).clamp_min(net.low)),
+        {"a": "abcd", "low": "abcd", "high": "abcd"},
+    ),
+]
+
+# Called with the channels alone, or with them and what stands here.
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "threshold": (0.1, 0.0),
+    "clamp": (-0.5, 0.5),
+    "clamp_min": (0.0,),
+    "clamp_max": (0.5,),
+    "dropout": (0.5, False),
+    "alpha_dropout": (0.5, False),
+    "feature_dropout": (0.5, False),
+    "feature_alpha_dropout": (0.5, False),
+    "native_dropout": (0.5, False),
+    "fill": (0.5,),
+    "full_like": (0.5,),
+    "to": (torch.float64,),
+}
+UNARY = [
+    "relu",
+    "relu6",
+    "hardtanh",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "silu",
+    "gelu",
+    "mish",
+    "softplus",
+    "sigmoid",
+    "hardsigmoid",
+    "hardswish",
+    "log_sigmoid",
+    "tanh",
+    "hardshrink",
+    "softshrink",
+    "threshold",
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "log2",
+    "sqrt",
+    "rsqrt",
+    "square",
+    "abs",
+    "neg",
+    "sign",
+    "sin",
+    "cos",
+    "tan",
+    "erf",
+    "reciprocal",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+    "frac",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "logit",
+    "nan_to_num",
+    "dropout",
+    "alpha_dropout",
+    "feature_dropout",
+    "feature_alpha_dropout",
+    "native_dropout",
+    "alias",
+    "clone",
+    "contiguous",
+    "detach",
+    "lift_fresh_copy",
+    "to",
+    "_to_copy",
+    "type_as",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "rand_like",
+    "randn_like",
+    "bernoulli",
+    "fill",
+    "zero",
+    "isnan",
+    "isinf",
+    "isfinite",
+    "logical_not",
+    "bitwise_not",
+]
+RANDOM = {"empty_like", "rand_like", "randn_like", "bernoulli"}  # labels say nothing about what they compute
+
+
+def unary(name: str) -> Callable[[Tensor], Tensor]:
+    def run(a: Tensor) -> Tensor:
+        positive = a.abs() / (1 + a.abs())
+        value = positive > 0.5 if name == "bitwise_not" else positive
+        extra = (positive,) if name == "type_as" else ARGUMENTS.get(name, ())
+        made = getattr(aten, name)(value, *extra)
+        made = made[0] if isinstance(made, (tuple, list)) else made
+        return made if made.dtype == a.dtype else made.to(a.dtype)
+
+    return run
+
+
+PASSED_THROUGH = [Row(f"labels pass through {name}", one(), through(unary(name)), APART) for name in UNARY]
+
+MADE: dict[str, Callable[[Tensor], Tensor]] = {
+    "new_zeros": lambda a: a.new_zeros(1),
+    "new_ones": lambda a: a.new_ones(1),
+    "new_full": lambda a: a.new_full((1,), 2.0),
+    "new_empty": lambda a: a.new_empty(1),
+    "zeros": lambda a: torch.zeros(1, dtype=a.dtype),
+    "ones": lambda a: torch.ones(1, dtype=a.dtype),
+    "full": lambda a: torch.full((1,), 2.0, dtype=a.dtype),
+    "empty": lambda a: torch.empty(1, dtype=a.dtype),
+    "arange": lambda a: torch.arange(1, dtype=a.dtype),
+    "linspace": lambda a: torch.linspace(0, 1, 1, dtype=a.dtype),
+    "eye": lambda a: torch.eye(1, dtype=a.dtype)[0],
+    "rand": lambda a: torch.rand(1, dtype=a.dtype),
+    "randn": lambda a: torch.randn(1, dtype=a.dtype),
+    "scalar_tensor": lambda a: torch.scalar_tensor(2.0, dtype=a.dtype),
+}
+CONSTANTS = [
+    Row(
+        f"what {name} makes belongs to no channel",
+        one(),
+        lambda net, x, make=make: net.out(net.a(x) + 0 * make(x).nan_to_num()),
+        APART,
+    )
+    for name, make in MADE.items()
+]
+
+
+def spatial(change: Callable[[Tensor], Any], parts: Callable[[], dict[str, Any]], shape: tuple[int, ...]) -> Any:
+    return lambda name: Row(f"{name} keeps channels apart", parts, through(change), APART, shape)
+
+
+def signal() -> dict[str, Any]:
+    return {"a": nn.Conv1d(3, 4, 1), "out": nn.Conv1d(4, 2, 1)}
+
+
+def volume() -> dict[str, Any]:
+    return {"a": nn.Conv3d(3, 4, 1), "out": nn.Conv3d(4, 2, 1)}
+
+
+def resized(**options: Any) -> Callable[[Tensor], Tensor]:
+    return lambda a: F.interpolate(a, scale_factor=2, **options)
+
+
+POOLING = [
+    spatial(change, parts, shape)(name)
+    for name, change, parts, shape in [
+        ("max_pool1d", lambda a: F.max_pool1d(a, 2), signal, SIGNAL),
+        ("max_pool1d with indices", lambda a: F.max_pool1d(a, 2, return_indices=True)[0], signal, SIGNAL),
+        ("avg_pool1d", lambda a: F.avg_pool1d(a, 2), signal, SIGNAL),
+        ("adaptive_avg_pool1d", lambda a: F.adaptive_avg_pool1d(a, 3), signal, SIGNAL),
+        ("adaptive_max_pool1d", lambda a: F.adaptive_max_pool1d(a, 3), signal, SIGNAL),
+        ("max_pool2d", lambda a: F.max_pool2d(a, 2), one(), IMAGE),
+        ("max_pool2d with indices", lambda a: F.max_pool2d(a, 2, return_indices=True)[0], one(), IMAGE),
+        ("avg_pool2d", lambda a: F.avg_pool2d(a, 2), one(), IMAGE),
+        ("adaptive_avg_pool2d", lambda a: F.adaptive_avg_pool2d(a, 2), one(), IMAGE),
+        ("adaptive_max_pool2d", lambda a: F.adaptive_max_pool2d(a, 2), one(), IMAGE),
+        ("max_pool3d", lambda a: F.max_pool3d(a, 2), volume, VOLUME),
+        ("max_pool3d with indices", lambda a: F.max_pool3d(a, 2, return_indices=True)[0], volume, VOLUME),
+        ("avg_pool3d", lambda a: F.avg_pool3d(a, 2), volume, VOLUME),
+        ("adaptive_avg_pool3d", lambda a: F.adaptive_avg_pool3d(a, 2), volume, VOLUME),
+        ("adaptive_max_pool3d", lambda a: F.adaptive_max_pool3d(a, 2), volume, VOLUME),
+        ("upsample_nearest1d", resized(), signal, SIGNAL),
+        ("upsample_nearest_exact1d", resized(mode="nearest-exact"), signal, SIGNAL),
+        ("upsample_linear1d", resized(mode="linear"), signal, SIGNAL),
+        ("upsample_nearest2d", resized(), one(), IMAGE),
+        ("upsample_nearest_exact2d", resized(mode="nearest-exact"), one(), IMAGE),
+        ("upsample_bilinear2d", resized(mode="bilinear"), one(), IMAGE),
+        ("upsample_bicubic2d", resized(mode="bicubic"), one(), IMAGE),
+        ("upsample_bilinear2d_aa", resized(mode="bilinear", antialias=True), one(), IMAGE),
+        ("upsample_bicubic2d_aa", resized(mode="bicubic", antialias=True), one(), IMAGE),
+        ("upsample_nearest3d", resized(), volume, VOLUME),
+        ("upsample_nearest_exact3d", resized(mode="nearest-exact"), volume, VOLUME),
+        ("upsample_trilinear3d", resized(mode="trilinear"), volume, VOLUME),
+        ("pad with zeros", lambda a: F.pad(a, (1, 2, 0, 1)), one(), IMAGE),
+        ("constant_pad_nd", lambda a: aten.constant_pad_nd(a, [1, 1], 0.5), one(), IMAGE),
+        ("pad by reflection", lambda a: F.pad(a, (1, 1, 1, 1), mode="reflect"), one(), IMAGE),
+        ("pad by replication", lambda a: F.pad(a, (1, 1, 1, 1), mode="replicate"), one(), IMAGE),
+        ("cropping by negative padding", lambda a: F.pad(a, (-1, -1)), one(), IMAGE),
+        ("reflection_pad1d", lambda a: aten.reflection_pad1d(a, [1, 1]), signal, SIGNAL),
+        ("reflection_pad2d", lambda a: aten.reflection_pad2d(a, [1, 1, 1, 1]), one(), IMAGE),
+        ("replication_pad1d", lambda a: aten.replication_pad1d(a, [1, 1]), signal, SIGNAL),
+        ("replication_pad2d", lambda a: aten.replication_pad2d(a, [1, 1, 1, 1]), one(), IMAGE),
+    ]
+] + [
+    Row(
+        "sampling at places the input gives keeps channels apart",
+        one(),
+        lambda net, x: net.out(F.grid_sample(net.a(x), x.permute(0, 2, 3, 1)[..., :2].tanh(), align_corners=False)),
+        APART,
+    ),
+    Row(
+        "channels that say where to sample stay",
+        lambda: {"a": conv(3, 4), "grid": conv(3, 2), "both": conv(6, 3), "out": conv(3, 2)},
+        lambda net, x: _sampled(net, net.a(x), net.grid(x)),
+        {"a": "abcd", "both": "efg"},
+    ),
+    Row(
+        "channels that zero padding leaves alone are free",
+        lambda: {"a": conv(3, 4), "out": conv(6, 2)},
+        through(lambda a: F.pad(a, (0, 0, 0, 0, 1, 1))),
+        APART,
+    ),
+    Row(
+        "a channel that meets zero padding along channels stays",
+        lambda: {"a": conv(3, 4), "b": conv(3, 6), "out": conv(6, 2)},
+        lambda net, x: net.out(F.pad(net.a(x), (0, 0, 0, 0, 0, 2)) + net.b(x)),
+        {"a": "abcd", "b": "abcd.."},
+    ),
+    Row(
+        "replication along channels keeps them",
+        flat(read=6),
+        through(lambda a: F.pad(a, (1, 1), mode="replicate")),
+        NOTHING,
+        (2, 5, 3),
+    ),
+    Row("cropping along channels keeps them", one(read=3), through(lambda a: F.pad(a, (0, 0, 0, 0, 0, -1))), NOTHING),
+]
+
+
+def _sampled(net: Any, a: Tensor, grid: Tensor) -> Tensor:
+    moved = F.grid_sample(a, grid.permute(0, 2, 3, 1).tanh(), align_corners=False)
+    return net.out(net.both(torch.cat([moved, grid], dim=1)))
+
+
+def _last(change: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Move the channels, do something that shows where they are, move them back."""
+    return lambda a: back(change(a).relu())
+
+
+MOVEMENT = [
+    Row("permute", one(), through(_last(lambda a: a.permute(0, 2, 3, 1), lambda a: a.permute(0, 3, 1, 2))), APART),
+    Row("transpose", one(), through(_last(lambda a: a.transpose(1, 3), lambda a: a.transpose(3, 1))), APART),
+    Row("movedim", one(), through(_last(lambda a: a.movedim(1, 3), lambda a: a.movedim(3, 1))), APART),
+    Row("swapaxes", one(), through(_last(lambda a: a.swapaxes(1, 2), lambda a: a.swapaxes(1, 2))), APART),
+    Row("swapdims", one(), through(_last(lambda a: a.swapdims(1, 2), lambda a: a.swapdims(1, 2))), APART),
+    Row("t", flat(), through(_last(lambda a: a.t(), lambda a: a.t())), APART, (2, 3)),
+    Row("numpy_T", flat(), through(_last(lambda a: a.T, lambda a: a.T)), APART, (2, 3)),
+    Row("mT", flat(), through(_last(lambda a: a.mT, lambda a: a.mT)), APART, (2, 5, 3)),
+    Row("adjoint", flat(), through(_last(lambda a: a.adjoint(), lambda a: a.adjoint())), APART, (2, 5, 3)),
+    Row("unsqueeze and squeeze", one(), through(_last(lambda a: a.unsqueeze(1), lambda a: a.squeeze(1))), APART),
+    Row("squeezing every axis of length 1", flat(), through(lambda a: a.squeeze()), APART, (2, 1, 3)),
+    Row("flip in space", one(), through(lambda a: a.flip(2, 3)), APART),
+    Row("roll in space", one(), through(lambda a: a.roll((1, 1), (2, 3))), APART),
+    Row("rot90 in space", one(), through(lambda a: torch.rot90(a, 1, (2, 3))), APART),
+    Row("the diagonal of space", signal, through(lambda a: _square(a).diagonal(dim1=2, dim2=3)), APART, SIGNAL),
+    Row("tril in space", one(), through(lambda a: a.tril()), APART),
+    Row("triu in space", one(), through(lambda a: a.triu()), APART),
+    Row("windows over space", signal, through(lambda a: a.unfold(2, 3, 3).mean(-1)), APART, SIGNAL),
+    Row("repeat_interleave in space", one(), through(lambda a: a.repeat_interleave(2, 3)), APART),
+    Row("flip turns the order of channels round", two(), meet(lambda a, b: a.flip(1) + b), {"a": "abcd", "b": "dcba"}),
+    Row(
+        "roll keeps the channels it moves: the shift is a number of channels",
+        one(),
+        through(lambda a: a.roll(1, 1)),
+        NOTHING,
+    ),
+    Row("windows over channels keep them", flat(), through(lambda a: a.unfold(1, 2, 2).flatten(1)), NOTHING, (2, 3)),
+    Row("a triangle over channels keeps them", flat(), through(lambda a: a.tril()), NOTHING, (2, 5, 3)),
+    Row(
+        "a diagonal over channels keeps them", flat(), through(lambda a: a.diagonal(dim1=1, dim2=2)), NOTHING, (2, 4, 3)
+    ),
+    Row(
+        "repeat shows every channel twice",
+        lambda: {"a": conv(3, 2), "b": conv(3, 4), "out": conv(4, 2)},
+        meet(lambda a, b: a.repeat(1, 2, 1, 1) + b),
+        {"a": "ab", "b": "abab"},
+    ),
+    Row(
+        "tile shows every channel twice",
+        lambda: {"a": conv(3, 2), "b": conv(3, 4), "out": conv(4, 2)},
+        meet(lambda a, b: a.tile(1, 2, 1, 1) + b),
+        {"a": "ab", "b": "abab"},
+    ),
+    Row(
+        "repeat_interleave shows every channel twice in a row",
+        lambda: {"a": conv(3, 2), "b": conv(3, 4), "out": conv(4, 2)},
+        meet(lambda a, b: a.repeat_interleave(2, 1) + b),
+        {"a": "ab", "b": "aabb"},
+    ),
+    Row("expand over space", one(), through(lambda a: a.mean((2, 3), keepdim=True).expand(-1, -1, 4, 6)), APART),
+    Row("expand_as", two(), meet(lambda a, b: a * b.mean((2, 3), keepdim=True).expand_as(a)), TIED),
+    Row(
+        "broadcast_to", one(), through(lambda a: a.mean((2, 3), keepdim=True).broadcast_to(2, a.shape[1], 4, 6)), APART
+    ),
+    Row(
+        "cat along channels ties nothing",
+        two(4, 3, 7),
+        meet(lambda a, b: torch.cat([a, b], dim=1)),
+        {"a": "abcd", "b": "efg"},
+    ),
+    Row(
+        "what is added to joined channels follows each of them",
+        lambda: {"a": conv(3, 3), "b": conv(3, 2), "c": conv(3, 5), "out": conv(5, 2)},
+        lambda net, x: net.out(torch.cat([net.a(x), net.b(x)], 1) + net.c(x)),
+        {"a": "abc", "b": "de", "c": "abcde"},
+    ),
+    Row("joined input channels stay", one(read=7), lambda net, x: net.out(torch.cat([x, net.a(x)], 1)), APART),
+    Row("cat along space ties channel i to channel i", two(), meet(lambda a, b: torch.cat([a, b], dim=2)), TIED),
+    Row("concat", two(4, 3, 7), meet(lambda a, b: torch.concat([a, b], dim=1)), {"a": "abcd", "b": "efg"}),
+    Row("concatenate", two(4, 3, 7), meet(lambda a, b: torch.concatenate([a, b], 1)), {"a": "abcd", "b": "efg"}),
+    Row("stack ties channel i to channel i", two(), meet(lambda a, b: torch.stack([a, b]).sum(0)), TIED),
+    Row(
+        "flatten repeats each channel for every place",
+        lambda: {"a": conv(3, 4), "out": nn.Linear(4 * 24, 2)},
+        through(lambda a: a.flatten(1)),
+        APART,
+    ),
+    Row("view over space", one(), through(lambda a: a.view(2, -1, 24).relu().view(a.shape)), APART),
+    Row(
+        "view as features",
+        lambda: {"a": conv(3, 4), "out": nn.Linear(4 * 24, 2)},
+        through(lambda a: a.view(a.shape[0], -1)),
+        APART,
+    ),
+    Row("reshape_as", two(), meet(lambda a, b: a.flatten(2).reshape_as(b) + b), TIED),
+    Row("view_as", two(), meet(lambda a, b: a.flatten(2).view_as(b) * b), TIED),
+    Row(
+        "a shape taken from channels that nothing else reads is let go of",
+        two(),
+        meet(lambda a, b: a.flatten(2).view_as(b)),
+        APART,
+        offered=NOTHING,
+    ),
+    Row("_unsafe_view", one(), through(lambda a: aten._unsafe_view(a, [2, a.shape[1], 24]).view(a.shape)), APART),
+    Row("unflatten of space", one(), through(lambda a: a.flatten(2).unflatten(2, (4, 6))), APART),
+    Row("a channel shuffle by view", one(6), through(lambda a: _shuffle(a, 2)), {"a": "abcabc"}),
+    Row(
+        "a channel shuffle by layer",
+        lambda: {**one(6)(), "mix": nn.ChannelShuffle(2)},
+        lambda net, x: net.out(net.mix(net.a(x))),
+        {"a": "abcabc"},
+    ),
+    Row("native_channel_shuffle", one(6), through(lambda a: aten.native_channel_shuffle(a, 3)), {"a": "ababab"}),
+    Row(
+        "channels after a shuffle lie where it put them",
+        two(6, 6),
+        meet(lambda a, b: _shuffle(a, 2) + b),
+        {"a": "abcabc", "b": "aabbcc"},
+    ),
+    Row(
+        "pixel shuffle ties the r x r channels of one",
+        lambda: {"a": conv(3, 8), "out": conv(2, 2)},
+        through(lambda a: F.pixel_shuffle(a, 2)),
+        {"a": "aaaabbbb"},
+    ),
+    Row(
+        "pixel unshuffle shows every channel r x r times",
+        lambda: {"a": conv(3, 2), "b": conv(3, 8), "out": conv(8, 2)},
+        lambda net, x: net.out(F.pixel_unshuffle(net.a(x), 2) + F.avg_pool2d(net.b(x), 2)),
+        {"a": "ab", "b": "aaaabbbb"},
+    ),
+    Row("slice of space", one(), through(lambda a: a[:, :, 1:, ::2]), APART),
+    Row("a slice of all channels", one(), through(lambda a: a[:, :]), APART),
+    Row(
+        "a slice of channels by a number in the code is let go of",
+        one(6, 3),
+        through(lambda a: a[:, :3]),
+        {"a": "abc..."},
+        offered=NOTHING,
+    ),
+    Row("narrow of space", one(), through(lambda a: a.narrow(2, 1, 2)), APART),
+    Row("narrow of channels keeps them", one(read=3), through(lambda a: a.narrow(1, 0, 3)), NOTHING),
+    Row("select of space", signal, through(lambda a: a.unsqueeze(-1).select(3, 0)), APART, SIGNAL),
+    Row("select of a channel keeps all", one(read=1), through(lambda a: a[:, 0].unsqueeze(1)), NOTHING),
+    Row(
+        "index_select keeps channels", one(read=2), through(lambda a: a.index_select(1, torch.tensor([2, 0]))), NOTHING
+    ),
+]
+
+
+def _square(a: Tensor) -> Tensor:
+    return a.unsqueeze(-1) * torch.ones(12, dtype=a.dtype)
+
+
+def _shuffle(a: Tensor, groups: int) -> Tensor:
+    n, c, h, w = a.shape
+    return a.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def _gate(a: Tensor, b: Tensor) -> Tensor:
+    return a * b.sigmoid()
+
+
+SPLITTING = [
+    Row("chunk needs equal halves", one(6, 3), through(lambda a: _gate(*a.chunk(2, dim=1))), {"a": "abcabc"}),
+    Row(
+        "halves that go different ways lose the same",
+        lambda: {"a": conv(3, 6), "b": conv(3, 4), "c": conv(3, 4), "out": conv(4, 2)},
+        lambda net, x: _two_ways(net, *net.a(x).chunk(2, dim=1)),
+        {"a": "abcabc", "b": "defg", "c": "defg"},
+    ),
+    Row("unequal chunks keep their channels", one(5, 2), through(lambda a: a.chunk(2, dim=1)[1]), NOTHING),
+    Row("chunk of space", one(), through(lambda a: _gate(*a.chunk(2, dim=2))), APART),
+    Row(
+        "split by a number in the code is let go of",
+        one(6, 3),
+        through(lambda a: _gate(*a.split(3, dim=1))),
+        {"a": "abcabc"},
+        offered=NOTHING,
+    ),
+    Row("split of space", one(), through(lambda a: _gate(*a.split(2, dim=2))), APART),
+    Row(
+        "unequal split by numbers in the code is let go of",
+        lambda: {"a": conv(3, 6), "b": conv(3, 2), "c": conv(3, 4), "out": conv(2, 2), "last": conv(4, 2)},
+        lambda net, x: _unequal(net, x, *net.a(x).split([2, 4], dim=1)),
+        {"a": "abcdef", "b": "ab", "c": "cdef"},
+        offered=NOTHING,
+    ),
+    Row("split_with_sizes of space", one(), through(lambda a: a.split([1, 3], dim=2)[1]), APART),
+    Row("tensor_split", one(6, 3), through(lambda a: _gate(*a.tensor_split(2, dim=1))), {"a": "abcabc"}),
+    Row("unsafe_chunk", one(6, 3), through(lambda a: _gate(*torch.unsafe_chunk(a, 2, 1))), {"a": "abcabc"}),
+    Row("unsafe_split of space", one(), through(lambda a: _gate(*torch.unsafe_split(a, 2, 2))), APART),
+    Row("unsafe_split_with_sizes", one(), through(lambda a: torch.unsafe_split_with_sizes(a, [1, 3], 2)[1]), APART),
+    Row("unbind of another axis", two(), meet(lambda a, b: _gate(*torch.stack([a, b]).unbind(0))), TIED),
+    Row("unbind of channels keeps them", one(), through(lambda a: torch.stack(a.unbind(1)[::-1], 1)), NOTHING),
+]
+
+
+def _two_ways(net: Any, left: Tensor, right: Tensor) -> Tensor:
+    return net.out(net.b(left) + net.c(right))
+
+
+def _unequal(net: Any, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return net.out(left + net.b(x)) + net.last(right * net.c(x))
+
+
+REDUCED: dict[str, Callable[[Tensor, Any, bool], Any]] = {
+    "mean": lambda a, d, k: a.mean(d, keepdim=k),
+    "sum": lambda a, d, k: a.sum(d, keepdim=k),
+    "amax": lambda a, d, k: a.amax(d, keepdim=k),
+    "amin": lambda a, d, k: a.amin(d, keepdim=k),
+    "max": lambda a, d, k: a.max(d, keepdim=k)[0],
+    "min": lambda a, d, k: a.min(d, keepdim=k)[0],
+    "prod": lambda a, d, k: a.prod(d, keepdim=k),
+    "var": lambda a, d, k: a.var(d, keepdim=k, unbiased=False),
+    "std": lambda a, d, k: a.std(d, keepdim=k, unbiased=False),
+    "var_mean": lambda a, d, k: torch.var_mean(a, d, keepdim=k, unbiased=False)[1],
+    "logsumexp": lambda a, d, k: a.logsumexp(d, keepdim=k),
+    "norm": lambda a, d, k: aten.norm(a, 2, [d], k),
+    "linalg_vector_norm": lambda a, d, k: torch.linalg.vector_norm(a, dim=d, keepdim=k),
+    "any": lambda a, d, k: (a > 0).any(d, keepdim=k).to(a.dtype),
+    "all": lambda a, d, k: (a > 0).all(d, keepdim=k).to(a.dtype),
+    "argmax": lambda a, d, k: a.argmax(d, keepdim=k).to(a.dtype),
+    "argmin": lambda a, d, k: a.argmin(d, keepdim=k).to(a.dtype),
+}
+KEPT: dict[str, Callable[[Tensor, int], Any]] = {
+    "softmax": lambda a, d: a.softmax(d),
+    "log_softmax": lambda a, d: a.log_softmax(d),
+    "_softmax": lambda a, d: aten._softmax(a, d, False),
+    "_log_softmax": lambda a, d: aten._log_softmax(a, d, False),
+    "cumsum": lambda a, d: a.cumsum(d),
+    "cumprod": lambda a, d: a.cumprod(d),
+    "sort": lambda a, d: a.sort(d)[0],
+    "topk": lambda a, d: a.topk(2, d)[0].sum(d, keepdim=True).expand(a.shape),
+}
+
+
+def over_space(f: Any) -> Any:
+    return through(lambda a: f(f(a, 3, True), 2, True))
+
+
+def over_channels(f: Any) -> Any:
+    return through(lambda a: f(a, 1, True))
+
+
+REDUCTIONS = [
+    *(Row(f"{name} over space keeps channels apart", one(), over_space(f), APART) for name, f in REDUCED.items()),
+    *(Row(f"{name} over channels keeps them", one(read=1), over_channels(f), NOTHING) for name, f in REDUCED.items()),
+    *(
+        Row(f"{name} over space keeps channels apart", one(), through(lambda a, f=f: f(a, 3)), APART)
+        for name, f in KEPT.items()
+    ),
+    *(
+        Row(f"{name} over channels keeps them", one(), through(lambda a, f=f: f(a, 1)), NOTHING)
+        for name, f in KEPT.items()
+    ),
+    Row(
+        "mean over space without keeping the axes",
+        lambda: {"a": conv(3, 4), "out": nn.Linear(4, 2)},
+        through(lambda a: a.mean((2, 3))),
+        APART,
+    ),
+    Row(
+        "the largest few of each channel",
+        lambda: {"a": nn.Conv1d(3, 4, 1), "out": nn.Linear(4 * 5, 2)},
+        through(lambda a: a.topk(5, dim=2)[0].flatten(1)),
+        APART,
+        SIGNAL,
+    ),
+    Row("the larger of two tensors ties them", two(), meet(lambda a, b: torch.max(a, b)), TIED),
+    Row("a mean over everything keeps everything", two(), meet(lambda a, b: a * b.mean()), APART),
+]
+
+
+def heads(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Attention with heads of 2 channels: project, split, attend, join, read."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (-1, 2)).transpose(1, 2) for part in (net.q, net.k, net.v))
+        return net.out(attend(q, k, v).transpose(1, 2).flatten(2))
+
+    return run
+
+
+def projections() -> dict[str, Any]:
+    return {name: nn.Linear(3, 6) for name in "qkv"} | {"out": nn.Linear(6, 2)}
+
+
+def _looked_up(net: Any, x: Tensor) -> Tensor:
+    places = torch.arange(x.shape[1])
+    return net.out(net.a(x) + net.table[places] + net.embedding(places))
+
+
+BY_HEADS = {"q": "aabbcc", "k": "aabbcc", "v": "aabbcc"}
+TOKENS = (2, 5, 3)
+
+PRODUCTS = [
+    Row("fused attention goes by heads", projections, heads(F.scaled_dot_product_attention), BY_HEADS, TOKENS),
+    Row(
+        "written-out attention goes by heads",
+        projections,
+        heads(lambda q, k, v: (q @ k.transpose(2, 3)).softmax(-1) @ v),
+        BY_HEADS,
+        TOKENS,
+    ),
+    Row(
+        "a product of matrices in a batch reads channels together",
+        one(),
+        through(lambda a: _gram(a.flatten(2))),
+        NOTHING,
+        (2, 3, 2, 2),
+    ),
+    Row(
+        "a product with a bare parameter is a linear layer",
+        lambda: {**flat(4, 5)(), "weight": nn.Parameter(torch.randn(4, 5))},
+        lambda net, x: net.out(net.a(x) @ net.weight),
+        {"a": "abcd", "weight": "efghi"},
+        TOKENS,
+    ),
+    Row(
+        "rows of tables are channels wherever they are looked up",
+        lambda: {**flat()(), "table": nn.Parameter(torch.randn(9, 4)), "embedding": nn.Embedding(9, 4)},
+        _looked_up,
+        {"a": "abcd", "table": "abcd"},
+        TOKENS,
+    ),
+]
+
+
+def _gram(a: Tensor) -> Tensor:
+    return torch.bmm(a, a.transpose(1, 2)).unsqueeze(-1)
+
+
+UNKNOWN = [
+    Row("einsum over channels", one(), through(lambda a: torch.einsum("nchw,ndhw->nchw", a, a)), NOTHING),
+    Row("a Fourier transform", one(), through(lambda a: torch.fft.fft2(a).real), NOTHING),
+    Row(
+        "gathering at computed places",
+        one(),
+        through(lambda a: torch.gather(a, 1, torch.zeros_like(a, dtype=torch.long))),
+        NOTHING,
+    ),
+]
+
+TABLE = [
+    *LAYERS,
+    *ELEMENTWISE,
+    *PASSED_THROUGH,
+    *CONSTANTS,
+    *POOLING,
+    *MOVEMENT,
+    *SPLITTING,
+    *REDUCTIONS,
+    *PRODUCTS,
+    *UNKNOWN,
+]
+
+# Registered under a name that no call in a traced graph bears.
+ALIASES = {
+    "aten::bfloat16": "Tensor.bfloat16 is recorded as aten::to",
+    "aten::double": "Tensor.double is recorded as aten::to",
+    "aten::float": "Tensor.float is recorded as aten::to",
+    "aten::half": "Tensor.half is recorded as aten::to",
+    "aten::softsign": "softsign is recorded as abs, add and div",
+}

@@ -1,0 +1,187 @@
+"""Every rule, one operation at a time."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hyperprune import export_pruned, hyperize
+from hyperprune.coupling import build
+from hyperprune.errors import NothingPrunableError
+from hyperprune.labels import flow, operator_name, registered, rule, unregister
+from hyperprune.labels.registry import find
+from hyperprune.rehearsal import rehearse
+from hyperprune.trace import ExampleInputs, trace
+from hyperprune.verify import Proof
+from tests.labels.operations import ALIASES, RANDOM, TABLE, UNKNOWN, Row, conv, one
+from tests.models import Net, couple, layout, random_half, relative_error, zeroed
+
+every_row = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.says)
+EXACT = [row for row in TABLE if row.says.rpartition(" ")[2] not in RANDOM and "rand" not in row.says]
+
+
+@cache
+def operators(row: Row) -> list[str]:
+    """Return the operators that a row's graph calls, in order, without repetition."""
+    graph = trace(row.model(), ExampleInputs.of(row.x()))[0].graph
+    return list(dict.fromkeys(operator_name(node.target) for node in graph.nodes if node.op == "call_function"))
+
+
+@cache
+def all_operators() -> frozenset[str]:
+    return frozenset(name for row in TABLE for name in operators(row))
+
+
+@cache
+def removals() -> tuple[tuple[Row, str], ...]:
+    """Pair each operator with the first row that calls it and can tell what its absence does."""
+    first: dict[str, Row] = {}
+    for row in EXACT:
+        for operator in operators(row) if row.expected else ():
+            if operator in registered():
+                first.setdefault(operator, row)
+    return tuple((row, operator) for operator, row in first.items())
+
+
+@contextmanager
+def without(operator: str) -> Iterator[None]:
+    taken = unregister(operator)
+    try:
+        yield
+    finally:
+        rule(operator)(taken)
+
+
+def spelled(expected: Mapping[str, str], found: dict[str, str]) -> dict[str, str]:
+    """Spell out the layers that are expected to stay whole."""
+    return {name: expected.get(name, "." * len(letters)) for name, letters in found.items()} | dict(expected)
+
+
+def removes_half_exactly(row: Row, times: int = 1) -> int:
+    """Remove random halves from what ``hyperize`` offers and compare with zeroed weights; return the units."""
+    hyper = hyperize(row.model(), row.x())
+    for seed in range(times):
+        keep = random_half(hyper, torch.Generator().manual_seed(seed))
+        hyper.bank.keep_(keep)
+        slim = export_pruned(hyper)
+        reference = hyper if hyper.coupling.norms else zeroed(hyper, keep)
+        assert relative_error(reference(row.x()), slim(row.x())) < 1e-10
+    return hyper.coupling.units
+
+
+@every_row
+def test_channels_are_tied_as_the_operation_ties_them(row: Row) -> None:
+    found = layout(couple(row.model(), row.x()), tuple(row.expected))
+    assert found == spelled(row.expected, found)
+
+
+@pytest.mark.parametrize("row", EXACT, ids=lambda row: row.says)
+def test_what_is_offered_equals_the_network_with_zeroed_weights(row: Row) -> None:
+    offered = row.expected if row.offered is None else row.offered
+    if not offered:
+        with pytest.raises(NothingPrunableError):
+            hyperize(row.model(), row.x())
+        return
+    removes_half_exactly(row, times=3)
+    found = layout(hyperize(row.model(), row.x()).coupling, tuple(offered))
+    assert found == spelled(offered, found)
+
+
+def test_without_its_rule_an_operation_freezes_what_it_touches_and_nothing_goes_wrong() -> None:
+    cost_units = 0
+    for row, operator in removals():
+        model, inputs = row.model(), ExampleInputs.of(row.x())
+        traces = trace(model, inputs)
+        before = build(flow(traces), model)
+        with without(operator):
+            coupling = build(flow(traces), model)
+            fewer = coupling.units < before.units
+            assert fewer or coupling.units == before.units, (row.says, operator)
+            named = any(f"no rule for {operator}" in stays.reason for stays in coupling.frozen)
+            layer = "conv" in operator or operator == "aten::linear"  # without its rule it makes no channels
+            assert named or layer or not fewer, (row.says, operator)
+            cost_units += fewer
+            if coupling.units and not isinstance(rehearse(copy.deepcopy(model), coupling, inputs), Proof):
+                with suppress(NothingPrunableError):
+                    removes_half_exactly(row)
+    assert cost_units > 0.8 * len(removals())  # the others make numbers that no channel feels
+
+
+def test_every_registered_operator_stands_in_the_table() -> None:
+    assert set(registered()) - all_operators() - set(ALIASES) == set()
+
+
+def test_no_alias_stands_in_the_table_too() -> None:
+    assert set(ALIASES) & all_operators() == set()
+    assert set(ALIASES) <= set(registered())
+
+
+class Transform(nn.Module):
+    """A convolution whose output goes through an operation without a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = conv(3, 4), conv(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y = torch.fft.fft2(y).real  # the line to report
+        return self.out(y)
+
+
+def test_an_unknown_operation_is_reported_with_its_name_its_module_and_its_line() -> None:
+    lines, first = inspect.getsourcelines(Transform)
+    line = first + next(at for at, text in enumerate(lines) if "the line to report" in text)
+    (stays,) = [f for f in couple(nn.Sequential(Transform()), torch.randn(1, 3, 4, 4)).frozen if f.layer == "0.a"]
+    assert (stays.channels, stays.reason) == (4, "no rule for aten::fft_fft2")
+    assert stays.where == f"aten.fft_fft2.default in '0' (test_rules.py:{line})"
+
+
+@pytest.mark.parametrize("row", UNKNOWN, ids=lambda row: row.says)
+def test_an_unknown_operation_freezes_what_it_reads(row: Row) -> None:
+    (stays,) = [f for f in couple(row.model(), row.x()).frozen if f.layer == "a"]
+    assert stays.reason in {f"no rule for {name}" for name in operators(row) if find(name) is None}
+    assert stays.channels == 4
+
+
+def test_a_region_without_gradients_is_a_graph_of_its_own_and_stays() -> None:
+    def run(net: Net, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = net.a(x)
+        return net.out(net.b(y))
+
+    model = Net({"a": conv(3, 4), "b": conv(4, 5), "out": conv(5, 2)}, run)
+    found = layout(couple(model, torch.randn(1, 3, 4, 4)), ("b",))
+    assert found["b"] == "abcde"
+    assert set(found.get("a", ".")) == {"."}
+
+
+def test_an_in_place_operation_follows_the_rule_of_its_plain_twin() -> None:
+    assert find("aten::relu_") is find("aten::relu")
+    assert find("aten::no_such_operation_") is None
+
+
+def test_registering_an_operation_twice_is_an_error_and_changes_nothing() -> None:
+    before = registered()
+    with pytest.raises(ValueError, match="aten::relu already has a rule: unary"):
+        rule("relu")(lambda call: None)
+    assert registered() == before
+
+
+def test_a_rule_of_the_user_frees_what_was_frozen() -> None:
+    row = Row("a Fourier transform", one(), lambda net, x: net.out(torch.fft.fft2(net.a(x)).real), {})
+    assert couple(row.model(), row.x()).units == 0
+    names = [name for name in operators(row) if find(name) is None]
+    rule(*names)(lambda call: call.labels(call.tensors()[0]))
+    try:
+        assert removes_half_exactly(row) == 4
+    finally:
+        for name in names:
+            unregister(name)

@@ -1,0 +1,211 @@
+"""Bad input gets a clear error and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hyperprune import Budget, HyperpruneError, Search, export_pruned, hyperize, prune
+from hyperprune.errors import (
+    BudgetError,
+    InputsError,
+    ModelError,
+    NothingPrunableError,
+    SearchError,
+    TraceError,
+)
+from tests.models import Net, assert_same, residual, sequential, snapshot, train
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def weight_normed() -> nn.Module:
+    model = sequential()
+    nn.utils.parametrizations.weight_norm(model[3])
+    return model
+
+
+def old_weight_normed() -> nn.Module:
+    model = sequential()
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(model[3])
+    return model
+
+
+def spectral_normed() -> nn.Module:
+    model = sequential()
+    nn.utils.parametrizations.spectral_norm(model[3])
+    return model
+
+
+def old_spectral_normed() -> nn.Module:
+    model = sequential()
+    nn.utils.spectral_norm(model[3])
+    return model
+
+
+def only_output() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1))
+
+
+def fixed_stream() -> nn.Module:
+    return Net({"a": nn.Conv2d(3, 3, 1), "b": nn.Conv2d(3, 2, 1)}, lambda net, x: net.b(net.a(x) + x))
+
+
+def uncopyable() -> nn.Module:
+    model = sequential()
+    model.kept = model[0].weight * 2
+    return model
+
+
+BAD_MODELS: list[tuple[str, Callable[[], Any], type[HyperpruneError], str]] = [
+    ("no layer with weights", lambda: nn.Sequential(nn.ReLU(), nn.Flatten()), NothingPrunableError, "no parameters"),
+    ("no convolution or linear layer", lambda: nn.Sequential(nn.BatchNorm2d(3)), NothingPrunableError,
+     "Sequential has no convolution or linear layer|can be removed"),
+    ("only the output layer", only_output, NothingPrunableError, "0: 4 channels stay: is the model's output"),
+    ("a stream tied to the input", fixed_stream, NothingPrunableError, "a: 3 channels stay: reads the model's input"),
+    ("a DataParallel model", lambda: nn.DataParallel(sequential()), ModelError, "DataParallel.*then wrap the result"),
+    ("a compiled model", lambda: torch.compile(sequential()), ModelError, "wrapped in OptimizedModule.*then wrap"),
+    ("weight norm", weight_normed, ModelError, r"layer '3' .*already has a parametrized weight .*Remove it first"),
+    ("old weight norm", old_weight_normed, ModelError, "layer '3' .*already has a parametrized weight"),
+    ("spectral norm", spectral_normed, ModelError, "layer '3' .*already has a parametrized weight"),
+    ("old spectral norm", old_spectral_normed, ModelError, "layer '3' .*already has a parametrized weight"),
+    ("a model that cannot be copied", uncopyable, ModelError, "Sequential cannot be copied"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "kind", "message"), [b[1:] for b in BAD_MODELS], ids=[b[0] for b in BAD_MODELS])
+def test_a_model_that_cannot_be_hyperized_is_refused_and_left_as_found(
+    make: Callable[[], nn.Module], kind: type[HyperpruneError], message: str
+) -> None:
+    model = make().train()
+    before, state = snapshot(model), torch.random.get_rng_state()
+    with pytest.raises(kind, match=message):
+        hyperize(model, X)
+    assert_same(before, snapshot(model))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_distributed_model_is_refused(tmp_path: Any) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(sequential())
+        with pytest.raises(ModelError, match=r"DistributedDataParallel.*then wrap the result"):
+            hyperize(model, X)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_hyper_model_is_refused_whole_and_inside() -> None:
+    hyper = hyperize(sequential(), X)
+    with pytest.raises(ModelError, match="already hyperized"):
+        hyperize(hyper, X)
+    with pytest.raises(ModelError, match="parametrized"):
+        hyperize(hyper.model, X)
+
+
+@pytest.mark.parametrize("thing", [None, "resnet50", lambda x: x, nn.Conv2d], ids=["none", "text", "function", "class"])
+def test_what_is_no_module_is_refused(thing: Any) -> None:
+    with pytest.raises(ModelError, match=r"takes a torch\.nn\.Module, not"):
+        hyperize(thing, X)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (None, "not NoneType"),
+        (224, "not int"),
+        ("image.png", "not str"),
+        ((), "hold no tensor"),
+        ((1, 2), "hold no tensor"),
+        (X.numpy(), "not ndarray"),
+        (torch.randn(2, 4, 8, 8), r"Sequential fails on the example inputs \['\(2, 4, 8, 8\) torch.float32 on cpu'\]"),
+        (torch.randn(3), "Sequential fails on the example inputs"),
+        (X.double(), r"fails on the example inputs .*torch.float64"),
+        (X.long(), r"fails on the example inputs .*torch.int64"),
+        ((X, X), "fails on the example inputs"),
+        ({"image": X}, "fails on the example inputs"),
+    ],
+    ids=["none", "int", "text", "empty", "numbers", "numpy", "channels", "axes", "dtype", "integers", "two", "keyword"],
+)
+def test_inputs_that_do_not_fit_are_refused_and_the_model_is_left_as_found(inputs: Any, message: str) -> None:
+    model = sequential().train()
+    before = snapshot(model)
+    with pytest.raises(InputsError, match=message):
+        hyperize(model, inputs)
+    assert_same(before, snapshot(model))
+
+
+def test_inputs_on_another_device_are_refused_with_both_devices() -> None:
+    model = sequential()
+    with pytest.raises(InputsError, match=r"example inputs are on meta, the model on cpu.*x\.to"):
+        hyperize(model, X.to("meta"))
+
+
+def test_a_branch_on_values_is_refused_with_its_line() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        y = net.a(x)
+        return net.b(y) if y.sum() > 0 else net.b(-y)
+
+    model = Net({"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(4, 2, 1)}, run)
+    before = snapshot(model)
+    with pytest.raises(TraceError, match=r"cannot trace Net at test_bad_inputs\.py:\d+"):
+        hyperize(model, X)
+    assert_same(before, snapshot(model))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1.5, float("nan"), 0, -7], ids=repr)
+@pytest.mark.parametrize("resource", ["macs", "params"])
+def test_a_budget_outside_its_range_is_refused(resource: str, value: float) -> None:
+    with pytest.raises(BudgetError, match=resource):
+        Budget(**{resource: value})
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (Budget(macs=10**12), r"above the dense network's"),
+        (Budget(params=10**12), r"above the dense network's"),
+        (Budget(macs=1), r"macs=1 cannot be reached: .*lowest is [\d,]+ \([\d.]+% of dense\)"),
+        (Budget(params=0.5, floor=100), r"cannot be reached: .*lowest is"),
+        (Budget(macs=0.1, divisor=64), r"cannot be reached: .*lower floor= or divisor="),
+    ],
+    ids=str,
+)
+def test_a_budget_the_network_cannot_meet_is_refused_by_search_and_by_prune(budget: Budget, message: str) -> None:
+    model = residual()
+    hyper = hyperize(model, X)
+    before = snapshot(model)
+    with pytest.raises(BudgetError, match=message):
+        Search(hyper, torch.optim.SGD(hyper.parameter_groups(lr=0.1)), budget, 5)
+    with pytest.raises(BudgetError, match=message):
+        prune(model, X, budget)
+    assert_same(before, snapshot(model))
+
+
+def test_exporting_a_plain_module_is_refused() -> None:
+    with pytest.raises(ModelError, match="export_pruned takes what hyperize returned, not Sequential"):
+        export_pruned(sequential())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_latents_gone_bad_are_an_error_at_their_step(bad: float) -> None:
+    hyper = hyperize(residual(), X)
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.01))
+    search = Search(hyper, optimizer, Budget(macs=0.5), 10)
+    train(hyper, search, optimizer, X, 3)
+    with torch.no_grad():
+        hyper.bank.latents[5] = bad
+    with pytest.raises(SearchError, match=r"latents are not finite at step 4\."):
+        train(hyper, search, optimizer, X, 1)
+
+
+@pytest.mark.parametrize("kind", [BudgetError, InputsError, ModelError, NothingPrunableError, SearchError, TraceError])
+def test_every_error_can_be_caught_as_one(kind: type[Exception]) -> None:
+    assert issubclass(kind, HyperpruneError)

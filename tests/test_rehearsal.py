@@ -1,0 +1,187 @@
+"""Rehearsal: what is offered as prunable has been exported once; sizes in forward() are mended or let go of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hyperprune import export_pruned, hyperize
+from hyperprune.errors import ModelError, NothingPrunableError
+from hyperprune.rehearsal import Choices, rehearse
+from hyperprune.trace import ExampleInputs
+from hyperprune.verify import Proof
+from tests.models import couple, layout, random_half, relative_error, residual, zeroed
+
+IMAGE = (2, 3, 4, 4)
+
+
+class Mendable(nn.Module):
+    """Splits by numbers that it keeps as attributes, as Res2Net does."""
+
+    def __init__(self, left: int = 4, right: int = 6) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, left + right, 1)
+        self.a, self.b = nn.Conv2d(left, 5, 1), nn.Conv2d(right, 5, 1)
+        self.sizes = (left, right)
+        self.out = nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.split(self.conv(x), self.sizes, dim=1)
+        return self.out(self.a(left) + self.b(right))
+
+
+class Literal(nn.Module):
+    """Splits by numbers written into the code; everything else in it is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(3, 10, 1), nn.Conv2d(4, 5, 1), nn.Conv2d(6, 5, 1)
+        self.out = nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.split(self.conv(x), [4, 6], dim=1)
+        return self.out(self.a(left) + self.b(right))
+
+
+class Shuffle(nn.Module):
+    """A channel shuffle by view, between two convolutions."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.a, self.b, self.out = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = (y := self.a(x)).shape
+        y = y.view(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.out(self.b(y))
+
+
+class Rows(nn.Module):
+    """Averages rows of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Conv2d(3, 12, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        return self.out(self.a(x).view(n, -1, 4, h, w).mean(1))
+
+
+class FirstTwo(nn.Module):
+    """Takes the first two channels by a number in the code."""
+
+    def __init__(self, before: int) -> None:
+        super().__init__()
+        self.stem, self.a = nn.Conv2d(3, before, 1), nn.Conv2d(before, 5, 1)
+        self.b, self.out, self.last = nn.Conv2d(2, 4, 1), nn.Conv2d(5, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(self.stem(x))
+        return self.last(self.out(y) + self.b(y[:, :2]))
+
+
+class Stale(nn.Module):
+    """Divides by a width it remembers under a float, where no repair can find it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.out(y) * (8 / y.shape[1])
+
+
+def exact(model: nn.Module, x: Tensor, times: int = 5) -> Any:
+    """Hyperize, and check random exports against zeroed weights; return the map."""
+    model, x = model.double().eval(), x.double()
+    hyper = hyperize(model, x)
+    for seed in range(times):
+        keep = random_half(hyper, torch.Generator().manual_seed(seed), share=0.6)
+        hyper.bank.keep_(keep)
+        assert relative_error(zeroed(hyper, keep)(x), export_pruned(hyper)(x)) < 1e-10
+    return hyper.coupling
+
+
+@pytest.mark.parametrize("sizes", [(4, 6), (7, 3), (2, 8)])
+def test_sizes_kept_as_attributes_are_mended(sizes: tuple[int, int]) -> None:
+    coupling = exact(Mendable(*sizes), torch.randn(IMAGE))
+    assert layout(coupling, ("conv",))["conv"] == "abcdefghij"
+
+
+def test_two_equal_sizes_that_would_become_different_are_let_go_of() -> None:
+    coupling = exact(Mendable(5, 5), torch.randn(IMAGE))
+    assert layout(coupling, ("a",)) == {"conv": "..........", "a": "abcde", "b": "abcde", "out": ".."}
+
+
+def test_the_slim_model_holds_the_new_sizes_and_the_model_keeps_the_old() -> None:
+    model = Mendable()
+    hyper = hyperize(model, torch.randn(IMAGE))
+    hyper.bank.remove_(torch.isin(torch.arange(hyper.coupling.units), torch.tensor([0, 5, 6])))
+    gone = [u for s in hyper.coupling.sites if s.tensor == "conv.weight" for u in s.units[:4] if not hyper.living()[u]]
+    slim = export_pruned(hyper)
+    assert sum(slim.sizes) == slim.conv.out_channels
+    assert slim.sizes[0] == 4 - len(gone)
+    assert model.sizes == hyper.model.sizes == (4, 6)
+
+
+def test_sizes_written_into_the_code_are_let_go_of_with_a_reason_and_the_rest_is_offered() -> None:
+    coupling = exact(Literal(), torch.randn(IMAGE))
+    assert layout(coupling, ("a",)) == {"conv": ".........." , "a": "abcde", "b": "abcde", "out": ".."}  # fmt: skip
+    (stays,) = [frozen for frozen in coupling.frozen if frozen.layer == "conv"]
+    assert stays.reason == "a size written into forward() could not be repaired"
+    assert "aten.split_with_sizes" in stays.where
+    assert "test_rehearsal.py:" in stays.where
+
+
+@pytest.mark.parametrize("groups", [2, 3, 4])
+def test_a_channel_shuffle_by_view_loses_the_same_index_of_every_group(groups: int) -> None:
+    coupling = exact(Shuffle(groups), torch.randn(IMAGE))
+    inner = "abcdefghijkl"[: 12 // groups]
+    assert layout(coupling, ("a",))["a"] == inner * groups
+
+
+def test_rows_of_channels_that_are_averaged_stay() -> None:
+    with pytest.raises(NothingPrunableError, match=r"a reduction reads all channels together aten\.mean\.dim"):
+        hyperize(Rows(), torch.randn(IMAGE))
+
+
+@pytest.mark.parametrize("before", range(2, 16))
+def test_no_mask_can_break_what_is_offered_however_the_rehearsal_fell_out(before: int) -> None:
+    """The width in front moves the numbers that the rehearsal draws for the two channels."""
+    coupling = exact(FirstTwo(before), torch.randn(IMAGE), times=6)
+    assert layout(coupling, ("a",))["a"].startswith("..")
+
+
+def test_a_size_that_nothing_can_find_is_frozen_or_refused_but_never_offered() -> None:
+    with pytest.raises((ModelError, NothingPrunableError)) as refused:
+        hyperize(Stale(), torch.randn(IMAGE))
+    assert "Stale" in str(refused.value)
+
+
+def test_a_rehearsal_of_a_sound_network_is_a_proof() -> None:
+    model, x = residual().eval(), torch.randn(2, 3, 8, 8)
+    outcome = rehearse(model, couple(model, x), ExampleInputs.of(x))
+    assert isinstance(outcome, Proof)
+    assert outcome.holds
+
+
+def test_a_branch_that_starts_at_zero_is_rehearsed_all_the_same() -> None:
+    """Blind to a branch of zeros, a comparison would let a wrong size in it pass."""
+    model = Literal()
+    nn.init.zeros_(model.a.weight)
+    nn.init.zeros_(model.a.bias)
+    coupling = exact(model, torch.randn(IMAGE))
+    assert layout(coupling)["conv"] == "." * 10
+
+
+def test_choices_take_the_next_reading_and_close_modules_without_changing() -> None:
+    first = Choices()
+    second = first.next(["view"]).next(["view", "chunk"]).close("block")
+    assert (dict(second.readings), second.closed) == ({"view": 2, "chunk": 1}, frozenset({"block"}))
+    assert (dict(first.readings), first.closed) == ({}, frozenset())
