@@ -45,7 +45,7 @@ def test_every_command_has_help_with_examples(capsys: pytest.CaptureFixture[str]
         for action in cli.build_parser()._actions
         if action.nargs == "A..."  # argparse's mark of a group of commands
     )
-    assert list(commands) == ["demo"]
+    assert list(commands) == ["demo", "inspect"]
     for name in commands:
         assert leave_status([name, "--help"]) == cli.EXIT_OK
         assert "examples:" in capsys.readouterr().out

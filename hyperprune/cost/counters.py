@@ -42,8 +42,6 @@ def count_with_fvcore(model: nn.Module, example_inputs: Any) -> CountedCost:
         >>> count_with_fvcore(nn.Linear(4, 3), torch.zeros(1, 4)).macs
         12
     """
-    from fvcore.nn import FlopCountAnalysis
-
     inputs = ExampleInputs.of(example_inputs)
     level = logging.getLogger("fvcore.nn.jit_analysis")
     before = level.level
@@ -51,6 +49,8 @@ def count_with_fvcore(model: nn.Module, example_inputs: Any) -> CountedCost:
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
+            from fvcore.nn import FlopCountAnalysis
+
             counter = FlopCountAnalysis(copy.deepcopy(model).eval(), tuple(inputs.args))
             counted = counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
     finally:
