@@ -1,6 +1,6 @@
 """How long ``hyperize`` takes beside ``torch.export`` alone: alternating runs in one process, medians.
 
-    python benchmarks/hyperize.py --out benchmarks/results/hyperize.json
+python benchmarks/hyperize.py --out benchmarks/results/hyperize.json
 """
 
 from __future__ import annotations
