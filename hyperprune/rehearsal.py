@@ -17,15 +17,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hyperprune.coupling import STAYS, CouplingMap
 from hyperprune.errors import ModelError
+from hyperprune.generators import Lean, attach, withdraw_
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
-from hyperprune.plan import WidthPlan
 from hyperprune.slim import carve_, is_standard
 from hyperprune.trace import ExampleInputs, drop_caches_, failing_lines
 from hyperprune.verify import Proof, compare, run_eval
 
 FEWEST = 8  # values per channel from which statistics are worth taking; a single one would normalise to nothing
-SLACK = 10  # the rehearsal looks for wrong wiring; rounding may differ a little more than in a real proof
+CLEAR = 1e-5  # bound on the error in float32; what is above it is looked at once more in float64
+SLACK = 10  # in other types: the rehearsal looks for wrong wiring; rounding may differ more than in a real proof
 
 
 @dataclass(frozen=True)
@@ -72,64 +73,64 @@ class Fault:
 def rehearse(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> Proof | Fault:
     """Remove a random half of all units from a copy of a plain model, and compare with zeroing them.
 
-    The reference has the input slices of the removed units set to zero wherever a weight reads them; the slim
-    model lacks them. Many layers with drawn values may amplify rounding as far as a real difference; so outputs
-    that differ are looked at once more in float64, where rounding all but vanishes and a wrong export does not.
-    Returns a proof, or what went wrong.
+    The reference has the gates of the removed units at zero, the slim model lacks these units. Many layers with
+    drawn values may amplify rounding as far as a real difference; so outputs that differ are looked at once more
+    in float64, where rounding all but vanishes and a wrong export does not. Returns a proof, or what went wrong.
     """
-    outcome = _rehearse_once(copy.deepcopy(model), coupling, inputs)
-    if isinstance(outcome, Fault) and outcome.inexact and next(model.parameters()).dtype == torch.float32:
+    single = next(model.parameters()).dtype == torch.float32
+    outcome = _rehearse_once(_light_copy(model, coupling), coupling, inputs, CLEAR if single else None)
+    if single and isinstance(outcome, Fault) and outcome.inexact:
         finer = copy.deepcopy(model).double()
-        again = _rehearse_once(finer, coupling, inputs.like(next(finer.parameters())))
+        again = _rehearse_once(finer, coupling, inputs.like(next(finer.parameters())), CLEAR)
         return again if isinstance(again, Proof) else outcome
     return outcome
 
 
-def _rehearse_once(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> Proof | Fault:
+def _rehearse_once(
+    model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, bound: float | None
+) -> Proof | Fault:
     half = _about_half(coupling)
     enliven_(model, coupling)
     drop_caches_(model)
-    plan = coupling.plan(half.numpy())
-    _zero_readers(model, coupling, plan)
     bank = LatentBank(coupling.groups).to(next(model.parameters()).device)
     bank.keep_(half)
+    attach(model, bank, coupling, Lean(), seed=0)
     attach_norms(model, bank, coupling)
     with calibrated(model):
         expected = run_eval(model, inputs)
+    withdraw_(model)
     detach_norms(model)
-    carve_(model, plan)
+    carve_(model, coupling.plan(half.numpy()))
     try:
         proof = compare(expected, run_eval(model, inputs))
     except Exception as error:  # whatever the user's forward raises on wrong sizes
         modules = _modules_on_stack(model, error.__traceback__)
         return Fault(f"{type(error).__name__}: {error}", modules, lines=failing_lines(error.__traceback__))
-    return proof if proof.relative_error <= SLACK * proof.tolerance else Fault(str(proof), (), inexact=True)
+    bound = SLACK * proof.tolerance if bound is None else bound
+    return proof if proof.relative_error <= bound else Fault(str(proof), (), inexact=True)
 
 
 def _about_half(coupling: CouplingMap) -> Tensor:
     """Draw which units live: about half of each group, never all, bool of shape ``[units]``.
 
-    Groups of one size keep different numbers as far as they can: equal ones would let a size that stands for
-    both of them pass by luck.
+    Groups of one size keep different numbers as far as they can, and no group exactly its half: equal widths would
+    let a size that stands for two of them pass by luck.
     """
     alive, rng = torch.zeros(coupling.units, dtype=torch.bool), torch.Generator().manual_seed(0)
     seen: Counter[int] = Counter()
     for group in coupling.groups:
-        kept = 1 + (group.size // 2 - 1 + seen[group.size]) % (group.size - 1)
+        share = 0.35 + 0.3 * float(torch.rand(1, generator=rng))
+        kept = 1 + (int(group.size * share) + seen[group.size]) % (group.size - 1)
         seen[group.size] += 1
         alive[group.start + torch.randperm(group.size, generator=rng)[:kept]] = True
     return alive
 
 
-@torch.no_grad()
-def _zero_readers(model: nn.Module, coupling: CouplingMap, plan: WidthPlan) -> None:
-    reads = {(site.tensor, site.axis) for site in coupling.sites if site.role == "reads"}
-    for cut in plan.slices:
-        if (cut.tensor, cut.axis) in reads:
-            weight = model.get_parameter(cut.tensor)
-            gone = torch.ones(cut.size, dtype=torch.bool)
-            gone[list(cut.kept)] = False
-            weight.index_fill_(cut.axis, gone.nonzero().flatten().to(weight.device), 0)
+def _light_copy(model: nn.Module, coupling: CouplingMap) -> nn.Module:
+    """Copy a model, but share with it the weights that the rehearsal only reads."""
+    parameters = {name for name, _ in model.named_parameters()}
+    weights = [model.get_parameter(t.name) for t in coupling.tensors if t.positions > 0 and t.name in parameters]
+    return copy.deepcopy(model, {id(weight): weight for weight in weights if bool(weight.any())})
 
 
 def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault: Fault) -> Choices:
@@ -148,11 +149,13 @@ def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault
     modules = dict(model.named_modules(remove_duplicate=False))
     suspects = _suspects(coupling, modules)
     for line in fault.lines:
-        if here := _unread(coupling, suspects, choices, line):
-            return choices.next(here)
+        here = _unread(coupling, suspects, choices, line)
+        if kin := [node for node in here if suspects[node] in fault.modules]:
+            return choices.next(set(here) & set(_alike(modules, suspects, kin[0])))
     for path in fault.modules:
         if kin := [node for node, module in suspects.items() if module == path]:
-            return choices.next(_alike(modules, suspects, kin[0]))
+            alike = _alike(modules, suspects, kin[0])
+            return choices.next([node for node in alike if not choices.readings.get(node)] or alike)
     if suspects:
         return choices.next(suspects)
     for path in fault.modules:

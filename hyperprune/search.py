@@ -208,10 +208,11 @@ class Search:
 
     def _warn_of_a_jump(self, kept: np.ndarray) -> None:
         before = self._bank.living().cpu().numpy()
-        for resource in self._limits:
+        for resource, limit in self._limits.items():
+            planned = (1 - limit / _of(self._dense, resource)) * self.every / self.steps
             costs = [_of(self._cost.total(self._counts(mask)), resource) for mask in (before, kept)]
             jump = (costs[0] - costs[1]) / _of(self._dense, resource)
-            if jump > LARGEST_JUMP:
+            if jump > max(LARGEST_JUMP, 2 * planned):
                 warnings.warn(
                     f"{jump:.0%} of the dense {resource} had to be cut at once at step {self.step_count}: the "
                     "sparsifier pressed too little. Give the search more steps, or the rule more pressure.",

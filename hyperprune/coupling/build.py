@@ -57,7 +57,7 @@ def build(
     axes = _axes(ledger, roots, reasons)
     _require_reader(axes, reasons)
     members = _members(axes, reasons, ledger.size)
-    _require_company(members, reasons)
+    _require_company(members, reasons, _bonds(ledger, roots))
     units = np.full(ledger.size, STAYS)
     units[[root for roots_ in members.values() for root in roots_]] = np.arange(sum(map(len, members.values())))
     sites = tuple(Site(axis.tensor, axis.axis, axis.role, tuple(units[axis.roots].tolist())) for axis in axes)
@@ -203,10 +203,21 @@ def _members(axes: list[_Axis], reasons: Mapping[int, Freeze], size: int) -> dic
     return dict(members)
 
 
-def _require_company(members: dict[Homes, list[int]], reasons: dict[int, Freeze]) -> None:
+def _bonds(ledger: Ledger, roots: np.ndarray) -> dict[int, Freeze]:
+    """Return for each root the reason that bound its channels to each other, where a rule gave one."""
+    found: dict[int, Freeze] = {}
+    for tie in ledger.ties:
+        if tie.reason:
+            for root in np.unique(roots[tie.left.numpy()]).tolist():
+                found.setdefault(root, Freeze(tie.left, tie.reason, tie.origin))
+    return found
+
+
+def _require_company(members: dict[Homes, list[int]], reasons: dict[int, Freeze], bonds: Mapping[int, Freeze]) -> None:
     """A lone unit would take its whole layer along; it stays."""
     for key in [key for key, roots in members.items() if len(roots) == 1]:
-        reasons[members.pop(key)[0]] = Freeze(None, ALONE, _NOWHERE)  # type: ignore[arg-type]
+        (root,) = members.pop(key)
+        reasons[root] = bonds.get(root) or Freeze(None, ALONE, _NOWHERE)  # type: ignore[arg-type]
 
 
 def _groups(members: Mapping[Homes, list[int]], axes: list[_Axis], ties: Mapping[int, set[str]]) -> tuple[Group, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
 import torch
@@ -73,12 +73,23 @@ def detach(model: nn.Module) -> None:
     """
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
-            _detach(module)
+            _detach(module, _plain)
 
 
-def _detach(module: nn.Module) -> None:
+def withdraw_(model: nn.Module) -> None:
+    """Put back the weights from which a lean generator generates, in place, as if nothing had been attached."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            _detach(module, _original)
+
+
+def _original(made: parametrize.ParametrizationList) -> nn.Parameter:
+    return cast(nn.Parameter, made.original)
+
+
+def _detach(module: nn.Module, value: Callable[[parametrize.ParametrizationList], nn.Parameter]) -> None:
     lists = cast(nn.ModuleDict, module.parametrizations)
-    values = {name: _plain(cast(parametrize.ParametrizationList, made)) for name, made in lists.items()}
+    values = {name: value(cast(parametrize.ParametrizationList, made)) for name, made in lists.items()}
     order = [name for made in lists.values() for name in cast(Generated, made[0]).order]  # type: ignore[index]
     module.__class__ = parametrize.type_before_parametrizations(module)
     del module._modules["parametrizations"]

@@ -59,7 +59,8 @@ def extent(labels: Tensor, axis: int) -> Tensor:
         tensor([[1, 3],
                 [2, 4]])
     """
-    return thin(labels).movedim(axis, 0).reshape(labels.shape[axis], -1)
+    rows = thin(labels).movedim(axis, 0)
+    return rows.expand(labels.shape[axis], *rows.shape[1:]).reshape(labels.shape[axis], -1)
 
 
 def spread(channels: Tensor, shape: tuple[int, ...] | torch.Size, axis: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from hyperprune.labels.arrays import compact, spread, thin, varying_axes
+from hyperprune.labels.arrays import compact, spread, thin, varies, varying_axes
 from hyperprune.labels.ledger import ELASTIC, Freeze, Ledger, NormCall, SizedCall, TensorRef, Tie
 from hyperprune.labels.reasons import CONSTANT, SEVERAL_AXES
 from hyperprune.trace import Origin, origin, owner
@@ -72,6 +72,14 @@ class Call:
         index = [slice(None) if at == axis else 0 for at in range(labels.ndim)]
         return labels[tuple(index)]
 
+    def together(self, labels: Tensor, *axes: int, reason: str = "") -> Tensor:
+        """Let all that lies along some axes go together; return the labels with these axes cut down to length 1."""
+        for axis in axes:
+            if varies(labels, axis):
+                self.tie(labels.narrow(axis, 0, 1).expand(labels.shape), labels, reason)
+            labels = labels.narrow(axis, 0, 1)
+        return labels
+
     def axis(self, tensor: TensorRef, axis: int) -> Tensor:
         """Return the labels along one axis of a parameter or buffer."""
         return self._ledger.axis(tensor, axis)
@@ -90,10 +98,10 @@ class Call:
         """Note that a weight is applied at so many positions: each costs one MAC per element."""
         self._ledger.positions[tensor.name] = self._ledger.positions.get(tensor.name, 0) + positions
 
-    def tie(self, left: Tensor, right: Tensor) -> None:
+    def tie(self, left: Tensor, right: Tensor, reason: str = "") -> None:
         """Let two tensors of labels live or die together, position by position."""
         if left is not right:
-            self._ledger.ties.append(Tie(left.reshape(-1), right.reshape(-1), self.origin))
+            self._ledger.ties.append(Tie(left.reshape(-1), right.reshape(-1), self.origin, reason))
 
     def freeze(self, value: Any, reason: str) -> None:
         """Make channels stay."""

@@ -28,11 +28,16 @@ class TensorRef:
 
 @dataclass(frozen=True)
 class Tie:
-    """Two equally long vectors of labels that live or die together, position by position."""
+    """Two equally long vectors of labels that live or die together, position by position.
+
+    Attributes:
+        reason: why they do, for the report should nothing else be left in their group.
+    """
 
     left: Tensor
     right: Tensor
     origin: Origin
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ the repair was right is never assumed: the slim model is run and compared.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -13,11 +14,17 @@ from torch import nn
 
 from hyperprune.slim.structure import is_standard
 
+GEOMETRY = re.compile(
+    r"kernel|strid|pad|dilation|shift|window|patch|grid|img|image|resolution|spatial|scale|ratio|depth|layer|level|step"
+)
+"""Names of numbers that never follow channels, though they may equal one: a shift of 3 beside 3 heads."""
+
 
 def resize_(module: nn.Module, changes: list[tuple[int, int]]) -> None:
     """Set every int (also inside tuples and lists) that equals an old size to its new size, in place.
 
-    A number that would have to become two different ones is left alone.
+    A number that would have to become two different ones is left alone, and so is one whose name says that it is a
+    place or a distance.
 
     Example:
         >>> block = nn.Module()
@@ -34,7 +41,7 @@ def resize_(module: nn.Module, changes: list[tuple[int, int]]) -> None:
             wanted[old].add(new)
     sure = {old: news.pop() for old, news in wanted.items() if len(news) == 1}
     for name, value in vars(module).items():
-        if not name.startswith("_"):
+        if not name.startswith("_") and not GEOMETRY.search(name.lower()):
             vars(module)[name] = _renumber(value, sure)
 
 

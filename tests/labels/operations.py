@@ -894,6 +894,14 @@ PRODUCTS = [
         TOKENS,
     ),
     Row(
+        "attention by einsum goes by heads",
+        projections,
+        heads(lambda q, k, v: torch.einsum("bhij,bhjd->bhid", torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1), v)),
+        BY_HEADS,
+        TOKENS,
+    ),
+    Row("any other einsum keeps all", one(), through(lambda a: torch.einsum("nchw,ndhw->nchw", a, a)), NOTHING),
+    Row(
         "a product of matrices in a batch reads channels together",
         one(),
         through(lambda a: _gram(a.flatten(2))),
@@ -922,7 +930,6 @@ def _gram(a: Tensor) -> Tensor:
 
 
 UNKNOWN = [
-    Row("einsum over channels", one(), through(lambda a: torch.einsum("nchw,ndhw->nchw", a, a)), NOTHING),
     Row("a Fourier transform", one(), through(lambda a: torch.fft.fft2(a).real), NOTHING),
     Row(
         "gathering at computed places",

@@ -13,22 +13,23 @@ from hyperprune.labels.ledger import TensorRef
 from hyperprune.labels.reasons import PRODUCT
 from hyperprune.labels.registry import rule
 
-HEADS = -3
-
 
 @rule("scaled_dot_product_attention")
 def fused_attention(call: Call) -> Any:
     """Query, key and value of one head go together, with that head's bias in the mask."""
     q, k, v = (call.labels(call.arg(name)) for name in ("query", "key", "value"))
-    if not _go_by_heads(call, [q, k, v]):
-        return call.give_up(PRODUCT)
-    heads = _tie_heads(call, [q, k, v])
+    heads = _heads(call, [q, k, v])
+    if heads is None:
+        for operand in (q, k):
+            call.freeze(operand, PRODUCT)
+        return _passes(call, v, -1)
+    made = _tie_heads(call, [q, k, v], [heads] * 3)
     mask = call.arg("attn_mask")
     if mask is not None:
         bias = call.labels(mask)
-        if bias.ndim >= 3 and bias.shape[HEADS] > 1 and not call.is_elastic(bias):
-            _tie_heads(call, [q, bias])
-    return call.along(heads, HEADS)
+        if bias.ndim >= -heads and bias.shape[heads] > 1 and not call.is_elastic(bias):
+            _tie_heads(call, [q, bias], [heads] * 2)
+    return call.along(made, heads)
 
 
 @rule("matmul", "bmm")
@@ -38,9 +39,33 @@ def product(call: Call) -> Any:
     if isinstance(right, TensorRef) and len(right.shape) == 2 and right.is_parameter:
         return _linear(call, left, right)
     a, b = call.labels(left), call.labels(right)
-    if not _go_by_heads(call, [a, b]):
+    heads = _heads(call, [a, b])
+    if heads is not None:
+        return call.along(_tie_heads(call, [a, b], [heads] * 2), heads)
+    if not varying_axes(a):
+        call.freeze(a, PRODUCT)
+        return _passes(call, b, -1)
+    call.freeze(b, PRODUCT)
+    return call.give_up(PRODUCT) if varying_axes(b) else _passes(call, a, -2)
+
+
+@rule("einsum")
+def einsum(call: Call) -> Any:
+    """A product of two operands that keeps heads apart: an axis that both have, and the result too."""
+    equation, operands = str(call.arg("equation")).replace(" ", ""), [call.labels(o) for o in call.arg("tensors")]
+    terms, _, result = equation.partition("->")
+    names = terms.split(",")
+    if "." in equation or not result or len(operands) != 2:
         return call.give_up(PRODUCT)
-    return call.along(_tie_heads(call, [a, b]), HEADS)
+    shared = [letter for letter in result if all(letter in name for name in names)]
+    busy = [
+        letter
+        for letter in shared
+        if any(varies(o, name.index(letter)) for o, name in zip(operands, names, strict=True))
+    ]
+    if len(busy) != 1 or call.choose("whole heads") == "freeze":
+        return call.give_up(PRODUCT)
+    return call.along(_tie_heads(call, operands, [name.index(busy[0]) for name in names]), result.index(busy[0]))
 
 
 def _operands(call: Call) -> tuple[str, str]:
@@ -53,22 +78,31 @@ def _linear(call: Call, left: Any, weight: TensorRef) -> Tensor:
     return call.along(call.writes(weight, 1), -1)
 
 
-def _go_by_heads(call: Call, operands: list[Tensor]) -> bool:
-    """Say whether the operands have the same heads, and channels lie along them in one at least."""
-    if any(o.ndim < 3 for o in operands) or len({o.shape[HEADS] for o in operands}) > 1:
-        return False
-    if not any(varies(o, o.ndim + HEADS) for o in operands):
-        return False
-    return call.choose("whole heads") != "freeze"
+def _passes(call: Call, operand: Tensor, axis: int) -> Any:
+    """With one head the right operand's columns (the left one's rows) are those of the result, each by itself."""
+    if varying_axes(operand) != [operand.ndim + axis] or call.choose("each by itself") == "freeze":
+        return call.give_up(PRODUCT)
+    return call.along(call.channels(operand, axis), axis)
 
 
-def _tie_heads(call: Call, operands: list[Tensor]) -> Tensor:
+def _heads(call: Call, operands: list[Tensor]) -> int | None:
+    """Return the one axis, counted from the end, along which channels lie as heads: before the last two."""
+    found = {axis - o.ndim for o in operands for axis in varying_axes(o)} - {-1, -2}
+    if len(found) != 1:
+        return None
+    (axis,) = found
+    if any(o.ndim < -axis for o in operands) or len({o.shape[axis] for o in operands}) > 1:
+        return None
+    return axis if call.choose("whole heads") != "freeze" else None
+
+
+def _tie_heads(call: Call, operands: list[Tensor], axes: list[int]) -> Tensor:
     """Tie everything inside each head, across operands too; return one label per head, ``[heads]``."""
     leads = []
-    for labels in operands:
-        lead = labels.movedim(HEADS, 0).reshape(labels.shape[HEADS], -1)[:, :1]
-        if set(varying_axes(labels)) - {labels.ndim + HEADS}:
-            rows = labels.movedim(HEADS, 0).reshape(labels.shape[HEADS], -1)
+    for labels, axis in zip(operands, axes, strict=True):
+        rows = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)
+        lead = rows[:, :1]
+        if set(varying_axes(labels)) - {axis % labels.ndim}:
             call.tie(lead.expand(rows.shape), rows)
         leads.append(lead[:, 0])
     for other in leads[1:]:

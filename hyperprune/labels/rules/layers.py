@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperprune.labels.arrays import varying_axes
+from hyperprune.labels.arrays import varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import NormCall, TensorRef
-from hyperprune.labels.reasons import COMPUTED, MIXED_NORM
+from hyperprune.labels.reasons import COMPUTED, MIXED_NORM, POSITIONS
 from hyperprune.labels.registry import rule
 
 
@@ -76,10 +76,22 @@ def linear(call: Call) -> Any:
     if not isinstance(weight, TensorRef):
         return call.give_up(COMPUTED)
     call.applied(weight, prod(call.shape) // weight.shape[0])
-    call.tie(call.reads(weight, 1), call.channels(call.arg("input"), -1))
+    x = call.labels(call.arg("input"))
+    if x.ndim > 1 and varying_axes(x) and not varies(x, x.ndim - 1):
+        return _across_positions(call, x, weight)
+    call.tie(call.reads(weight, 1), call.channels(x, -1))
     made = call.writes(weight, 0)
     _follow(call, call.arg("bias"), made)
     return call.along(made, -1)
+
+
+def _across_positions(call: Call, x: Tensor, weight: TensorRef) -> Tensor:
+    """A layer that mixes positions within each channel: the positions stay, channels pass through."""
+    for axis in (0, 1):
+        call.freeze(call.axis(weight, axis), POSITIONS)
+    if isinstance(call.arg("bias"), TensorRef):
+        call.freeze(call.axis(call.arg("bias"), 0), POSITIONS)
+    return x.narrow(-1, 0, 1).expand(call.shape)
 
 
 @rule("batch_norm", "instance_norm")
@@ -132,7 +144,10 @@ def group_norm(call: Call) -> Any:
 
 
 def _mixing_norm(call: Call, x: Tensor, axis: int, groups: int = 1, centred: bool = True, spatial: bool = False) -> Any:
-    channels, weight = call.channels(x, axis), call.arg("weight")
+    weight = call.arg("weight")
+    if groups == 1 and set(varying_axes(x)) - {axis}:
+        return _inside_heads(call, x, axis)
+    channels = call.channels(x, axis)
     entering = call.entering()
     varying = [] if entering is None else varying_axes(entering)
     if not isinstance(weight, TensorRef) or entering is None or len(varying) != 1:
@@ -144,3 +159,11 @@ def _mixing_norm(call: Call, x: Tensor, axis: int, groups: int = 1, centred: boo
         _follow(call, vector, channels)
     call.living_norm(NormCall(call.origin.module, channels, varying[0], groups, centred, spatial))
     return call.along(channels, axis)
+
+
+def _inside_heads(call: Call, x: Tensor, axis: int) -> Tensor:
+    """A norm inside each head: what it reads goes together, and its own vectors stay."""
+    for name in ("weight", "bias"):
+        if isinstance(call.arg(name), TensorRef):
+            call.freeze(call.axis(call.arg(name), 0), MIXED_NORM)
+    return call.together(x, axis, reason=MIXED_NORM).expand(x.shape)

@@ -84,10 +84,10 @@ def cat(call: Call) -> Any:
     axis = call.arg("dim", 0) % tensors[0].ndim
     others = [at for at in range(tensors[0].ndim) if at != axis]
     if any(varies(t, at) for t in tensors for at in others):
-        for other in tensors[1:]:
-            _tie_across(call, tensors[0], other, axis)
-        if not any(varies(t, axis) for t in tensors):
-            return tensors[0].narrow(axis, 0, 1).expand(call.shape)
+        ends = [call.together(t, axis, reason=SIZE_IN_FORWARD) for t in tensors]
+        for other in ends[1:]:
+            call.tie(*torch.broadcast_tensors(thin(ends[0]), thin(other)))
+        return compact(ends[0].expand(call.shape))
     slim = [_thin_except(t, axis) for t in tensors]
     return compact(
         torch.cat(torch.broadcast_tensors(*slim) if _same(slim, axis) else _level(slim, axis), dim=axis)
@@ -109,16 +109,6 @@ def _thin_except(labels: Tensor, axis: int) -> Tensor:
         if at != axis and not varies(labels, at):
             labels = labels.narrow(at, 0, 1)
     return labels
-
-
-def _tie_across(call: Call, left: Tensor, right: Tensor, axis: int) -> None:
-    """Tie what is joined end to end: a channel lies at one place in the joined tensor's other axes."""
-    if varies(left, axis) or varies(right, axis):
-        call.freeze(left, SIZE_IN_FORWARD)
-        call.freeze(right, SIZE_IN_FORWARD)
-        return
-    a, b = torch.broadcast_tensors(thin(left), thin(right))
-    call.tie(a, b)
 
 
 @rule("stack")
@@ -152,10 +142,12 @@ def view(call: Call) -> Any:
 
 def _tie_rows(call: Call, moved: Tensor, axes: list[int]) -> None:
     inner, heads, outer = axes[-1], axes[-2], axes[0]
-    if leads_to_attention(call.node):
-        reading = call.choose(f"{heads}", f"{heads} follows", f"{inner}")
+    if leads_to_attention(call.node) and inner - heads > 1:  # a single head between
+        reading, wide = call.choose(f"{inner}", f"{inner} follows", f"{heads}"), axes[-1:]
+    elif leads_to_attention(call.node):
+        reading, wide = call.choose(f"{heads}", f"{heads} follows", f"{inner}"), axes[-2:]
     else:
-        reading = call.choose(*(f"{axis}" for axis in dict.fromkeys((inner, outer, heads))))
+        reading, wide = call.choose(*(f"{axis}" for axis in dict.fromkeys((inner, outer, heads)))), []
     if reading == "freeze":
         call.freeze(moved, SIZE_IN_FORWARD)
         return
@@ -163,7 +155,7 @@ def _tie_rows(call: Call, moved: Tensor, axes: list[int]) -> None:
         if axis != int(reading.split()[0]):
             call.tie(moved.narrow(axis, 0, 1).expand(moved.shape), moved)
     if reading.endswith("follows"):
-        _follow_input(call, moved[tuple(slice(None) if at in axes[-2:] else 0 for at in range(moved.ndim))])
+        _follow_input(call, moved[tuple(slice(None) if at in wide else 0 for at in range(moved.ndim))])
 
 
 def _merge(call: Call, moved: Tensor, axis: int) -> None:
@@ -194,7 +186,7 @@ def sliced(call: Call) -> Any:
     x = call.labels(call.arg("self"))
     axis, part = call.arg("dim", 0) % x.ndim, compact(_run(call))
     if varies(x, axis):
-        if call.choose("a bound that can be set") == "freeze":
+        if call.choose(*["a bound that can be set"] * 2) == "freeze":
             call.freeze(x, SIZE_IN_FORWARD)
         call.sized(extent(x, axis), extent(part, axis))
     return part

@@ -70,8 +70,9 @@ def sampled(call: Call) -> Any:
 
 @rule(*RESIZING)
 def resize(call: Call) -> Any:
-    """Resizing interpolates inside each channel."""
-    return call.along(call.channels(call.arg("input", call.arg("self")), 1), 1)
+    """Resizing interpolates inside each channel: all its positions go together."""
+    x = call.labels(call.arg("input", call.arg("self")))
+    return compact(call.together(x, *range(2, x.ndim))).expand(call.shape)
 
 
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hyperprune.labels.arrays import compact, varies
+from hyperprune.labels.arrays import compact, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.reasons import REDUCED
 from hyperprune.labels.registry import rule
@@ -36,13 +36,18 @@ KEEPING = ["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cump
 
 @rule(*REDUCING)
 def reduce(call: Call) -> Any:
-    """Over axes on which labels agree the labels of any one position remain."""
+    """Over axes on which labels agree the labels of any one position remain.
+
+    Channels that are reduced go together: that is of use where only some of them are, as inside attention heads.
+    """
     if "other" in call.arguments:  # max(a, b) and min(a, b) reduce nothing
         return between(call)
     x = call.labels(call.arg("self", call.arg("input")))
     axes = _axes(call.arg("dim"), x.ndim)
     if any(varies(x, axis) for axis in axes):
-        return call.give_up(REDUCED)
+        if not set(varying_axes(x)) - set(axes):
+            return call.give_up(REDUCED)
+        x = call.together(x, *axes, reason=REDUCED)
     index = [0 if axis in axes else slice(None) for axis in range(x.ndim)]
     left = compact(x[tuple(index)])
     value = call.node.meta["val"]
@@ -53,14 +58,16 @@ def reduce(call: Call) -> Any:
 
 @rule(*KEEPING)
 def along_axis(call: Call) -> Any:
-    """Softmax and its kin mix what lies along one axis."""
+    """Softmax and its kin mix what lies along one axis: it goes together."""
     x = call.labels(call.arg("self"))
-    if varies(x, call.arg("dim", -1) % x.ndim):
-        return call.give_up(REDUCED)
+    axis = call.arg("dim", -1) % x.ndim
+    if varies(x, axis):
+        if varying_axes(x) == [axis]:
+            return call.give_up(REDUCED)
+        x = compact(call.together(x, axis, reason=REDUCED).expand(x.shape))
     value = call.node.meta["val"]
     if not isinstance(value, (tuple, list)):
         return x
-    axis = call.arg("dim", -1) % x.ndim
     return [x.narrow(axis, 0, 1).expand(v.shape) for v in value]
 
 
