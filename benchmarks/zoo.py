@@ -48,7 +48,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", metavar="GLOB", help="models to run, e.g. 'timm/*vit*'")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="models to run, e.g. 'timm/*vit*'")
     parser.add_argument("--tool", choices=("hyperprune", "torch_pruning", "both"), default="both")
     parser.add_argument("--again", action="store_true", help="run models that have a result too")
     parser.add_argument("--timeout", type=float, default=240, help="seconds per model and tool")
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     tools = ("hyperprune", "torch_pruning") if options.tool == "both" else (options.tool,)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    names = [name for name in MODELS.read_text().split() if fnmatch(name, options.only)]
+    names = [name for name in MODELS.read_text().split() if any(fnmatch(name, glob) for glob in options.only)]
     for tool in tools:
         for name in names:
             if options.again or tool not in _load(options.results).get(name, {}):
@@ -104,6 +104,8 @@ def _work(sender: Any, tool: str, name: str, gigabytes: float) -> None:
         record = measure(name)
     except Exception as error:  # whatever a model does, the table goes on
         record = {"status": "crash", "message": zoo_tools.describe(error)}
+    if "allocate memory" in record.get("message", ""):
+        record["status"] = "over the memory limit"
     sender.send(record)
 
 

@@ -14,7 +14,7 @@ from hyperprune.labels import rules as _rules  # noqa: F401  (importing the rule
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import Freeze, Ledger, TensorRef
 from hyperprune.labels.reasons import CONSTANT, INPUT, OUTPUT, SIZE_IN_FORWARD
-from hyperprune.labels.registry import find
+from hyperprune.labels.registry import Rule, find
 from hyperprune.trace import Origin, Trace, origin
 
 LAST_RESORT = 3
@@ -43,6 +43,14 @@ def operator_name(target: Any) -> str:
     """Return ``"aten::relu"`` for an operator of torch, the plain name for a Python function."""
     schema = getattr(target, "_schema", None)
     return schema.name if schema is not None else f"python::{getattr(target, '__name__', target)}"
+
+
+def _apply(rule: Rule, call: Call) -> Any:
+    """Apply a rule; where it fails, freeze what the call touches and say so, as for an operation without a rule."""
+    try:
+        return rule(call)
+    except Exception as error:  # a rule may be the user's own
+        return call.give_up(f"the rule for {call.operator} failed ({type(error).__name__}: {error})")
 
 
 class _Flow:
@@ -93,7 +101,7 @@ class _Flow:
             return call.give_up(SIZE_IN_FORWARD)
         rule = find(name)
         if rule is not None:
-            return rule(call)
+            return _apply(rule, call)
         if call.tensors():
             return call.give_up(f"no rule for {name}")
         return self._fixed(node, CONSTANT)

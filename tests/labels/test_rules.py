@@ -185,3 +185,25 @@ def test_a_rule_of_the_user_frees_what_was_frozen() -> None:
     finally:
         for name in names:
             unregister(name)
+
+
+def test_a_rule_that_fails_freezes_what_it_touches_and_says_why():
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.third(torch.relu(self.second(torch.erfinv(self.first(x).tanh() / 2))))
+
+    @rule("aten::erfinv")
+    def broken(call):
+        raise IndexError("off by one")
+
+    try:
+        coupling = hyperize(Doubled(), torch.randn(1, 4)).coupling
+    finally:
+        unregister("aten::erfinv")
+    assert [group.name for group in coupling.groups] == ["second"]
+    (frozen,) = [frozen for frozen in coupling.frozen if frozen.layer == "first"]
+    assert "the rule for aten::erfinv failed (IndexError: off by one)" in frozen.reason
