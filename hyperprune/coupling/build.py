@@ -13,7 +13,7 @@ from hyperprune.coupling.components import components
 from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Norm, Site, Size, Tensor
 from hyperprune.labels import Ledger
 from hyperprune.labels.ledger import ELASTIC, Freeze, Tie
-from hyperprune.labels.reasons import ALONE, KEPT, SEVERAL_AXES, SIZE_IN_FORWARD, TIED, UNREAD
+from hyperprune.labels.reasons import ALONE, KEPT, SEVERAL_AXES, SIZE_IN_FORWARD, TIED, TOO_LARGE, UNREAD
 from hyperprune.trace import Origin
 
 Homes = tuple[tuple[int, int], ...]
@@ -129,6 +129,9 @@ def _freeze_mixed_use(ledger: Ledger) -> None:
         both = [axis for (tensor, _), axis in ledger.axes.items() if tensor == name]
         for vector in [labels.reshape(-1), *both] if both else []:
             ledger.freezes.append(Freeze(vector, SEVERAL_AXES, _NOWHERE))
+    for (name, _), labels in ledger.axes.items():
+        if name in ledger.unlabelled:
+            ledger.freezes.append(Freeze(labels, TOO_LARGE, _NOWHERE))
 
 
 def shared_tensors(model: nn.Module) -> dict[str, str]:

@@ -101,11 +101,15 @@ class Call:
     def tie(self, left: Tensor, right: Tensor, reason: str = "") -> None:
         """Let two tensors of labels live or die together, position by position."""
         if left is not right:
+            if left.shape == right.shape:
+                left, right = torch.broadcast_tensors(thin(left), thin(right))
             self._ledger.ties.append(Tie(left.reshape(-1), right.reshape(-1), self.origin, reason))
 
     def freeze(self, value: Any, reason: str) -> None:
-        """Make channels stay."""
-        self._ledger.freezes.append(Freeze(self.labels(value).reshape(-1), reason, self.origin))
+        """Make channels stay; of a parameter or buffer, every axis."""
+        whole = isinstance(value, TensorRef)
+        vectors = [self.axis(value, axis) for axis in range(len(value.shape))] if whole else [thin(value).reshape(-1)]
+        self._ledger.freezes += [Freeze(vector, reason, self.origin) for vector in vectors]
 
     def constant(self) -> Tensor:
         """Return labels for a value that depends on nothing."""

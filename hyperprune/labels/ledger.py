@@ -11,7 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hyperprune.labels.reasons import TOO_LARGE
 from hyperprune.trace import Origin
+
+LARGEST_TENSOR = 2**24
+"""Elements of a directly used tensor up to which each gets a label of its own."""
 
 ELASTIC = 0
 """Label of a constant stretched along an axis: it follows whatever it meets there, and ties nothing."""
@@ -92,6 +96,7 @@ class Ledger:
     Attributes:
         axes: labels of one axis of a tensor of the model, keyed by (tensor, axis).
         elements: labels of the single elements of a tensor that is used directly, keyed by tensor.
+        unlabelled: tensors used directly that are too large to label, with the one label they have.
         reads: the axes along which a weight reads channels, where a gate of zero removes them exactly.
         constants: pinned labels of values that depend on nothing.
         positions: how many output positions each weight is applied to (MACs = positions x elements).
@@ -106,6 +111,7 @@ class Ledger:
     tensors: dict[str, TensorRef] = field(default_factory=dict)
     axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     elements: dict[str, Tensor] = field(default_factory=dict)
+    unlabelled: dict[str, Tensor] = field(default_factory=dict)
     reads: set[tuple[str, int]] = field(default_factory=set)
     writes: set[tuple[str, int]] = field(default_factory=set)
     positions: dict[str, int] = field(default_factory=dict)
@@ -138,7 +144,15 @@ class Ledger:
         if len(long) == 1:
             view = [-1 if axis == long[0] else 1 for axis in range(len(tensor.shape))]
             return self.axis(tensor, long[0]).reshape(view)
+        if torch.Size(tensor.shape).numel() > LARGEST_TENSOR:
+            return self._unlabelled(tensor).expand(tensor.shape)
         if tensor.name not in self.elements:
             self.tensors[tensor.name] = tensor
             self.elements[tensor.name] = self.fresh(torch.Size(tensor.shape).numel()).reshape(tensor.shape)
         return self.elements[tensor.name]
+
+    def _unlabelled(self, tensor: TensorRef) -> Tensor:
+        """Return the one label of a tensor with too many elements to name them all: it stays whole."""
+        if tensor.name not in self.unlabelled:
+            self.unlabelled[tensor.name] = self.pinned(TOO_LARGE, Origin("parameter", tensor.name, ""))
+        return self.unlabelled[tensor.name]

@@ -207,3 +207,21 @@ def test_a_rule_that_fails_freezes_what_it_touches_and_says_why():
     assert [group.name for group in coupling.groups] == ["second"]
     (frozen,) = [frozen for frozen in coupling.frozen if frozen.layer == "first"]
     assert "the rule for aten::erfinv failed (IndexError: off by one)" in frozen.reason
+
+
+def test_a_tensor_too_large_to_label_stays_whole_and_holds_what_it_meets(monkeypatch):
+    class Placed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 2)
+            self.places = nn.Parameter(torch.randn(5, 6))
+
+        def forward(self, x):
+            return self.third(torch.relu(self.second(self.first(x) + self.places)))
+
+    inputs = torch.randn(5, 4)
+    assert "first" in [group.name for group in hyperize(Placed(), inputs).coupling.groups]
+    monkeypatch.setattr("hyperprune.labels.ledger.LARGEST_TENSOR", 29)
+    coupling = hyperize(Placed(), inputs).coupling
+    assert [group.name for group in coupling.groups] == ["second"]
+    assert any("too large to label" in frozen.reason for frozen in coupling.frozen)
