@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hyperprune.coupling import Site
 from hyperprune.generators.base import Generated
-from hyperprune.generators.lean import LeanWeight
+from hyperprune.generators.lean import Lean
 from hyperprune.latents import LatentBank, select
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -102,7 +102,7 @@ class DHP:
     ) -> Generated | None:
         """Generate a convolution's weight by the hypernetwork; gate any other weight where it reads."""
         if not isinstance(module, CONVOLUTIONS):
-            return LeanWeight(bank, sites["reads"], weight.ndim) if "reads" in sites else None
+            return Lean().weight(bank, module, weight, sites, rng)
         start = self._random(weight, rng) if self.scratch else self._exact(weight, rng)
         return DHPWeight(bank, sites.get("reads"), sites.get("writes"), weight.shape, start)
 
