@@ -157,10 +157,19 @@ def drop_caches_(model: nn.Module) -> None:
 
     Modules that keep such caches drop them when they are put into train mode; every mode comes back.
     """
+    with modes_kept(model):
+        model.train()
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Give every submodule its mode back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    for module, training in modes:
-        module.training = training
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _module_path(stack: list[Any]) -> str:
@@ -226,14 +235,9 @@ def _raise_if_model_fails(model: nn.Module, inputs: ExampleInputs) -> None:
 
 @contextmanager
 def _as_found(model: nn.Module) -> Iterator[None]:
-    """Give back the mode of every submodule, the buffers, and the random state."""
-    modes = {module: module.training for module in model.modules()}
-    with torch.random.fork_rng(devices=_cuda_devices(model)):
-        try:
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
+    """Give back the mode of every submodule and the random state."""
+    with torch.random.fork_rng(devices=_cuda_devices(model)), modes_kept(model):
+        yield
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

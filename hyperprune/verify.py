@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperprune.errors import ProofError
-from hyperprune.trace import ExampleInputs
+from hyperprune.trace import ExampleInputs, modes_kept
 
 ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -101,13 +101,9 @@ def full_precision() -> Iterator[None]:
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode for a while."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with modes_kept(model):
+        model.eval()
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _relative_error(reference: Tensor, candidate: Tensor) -> float:

@@ -53,21 +53,23 @@ def build(
     _freeze_kept(ledger, kept)
     _freeze_mixed_use(ledger)
     roots = _solve(ledger)
-    reasons = _reasons(ledger, roots, _on_axes(ledger, roots))
-    axes = _axes(ledger, roots, reasons)
+    marked = _on_axes(ledger, roots)
+    reasons = _reasons(ledger, roots, marked)
+    axes = _axes(ledger, roots, reasons, marked)
     _require_reader(axes, reasons)
     members = _members(axes, reasons, ledger.size)
     _require_company(members, reasons, _bonds(ledger, roots))
     units = np.full(ledger.size, STAYS)
     units[[root for roots_ in members.values() for root in roots_]] = np.arange(sum(map(len, members.values())))
+    of_label = units[roots]
     sites = tuple(Site(axis.tensor, axis.axis, axis.role, tuple(units[axis.roots].tolist())) for axis in axes)
     return CouplingMap(
         groups=_groups(members, axes, _crossing_ties(ledger, roots, units)),
         sites=tuple(site for site in sites if any(unit != STAYS for unit in site.units)),
         frozen=_frozen(axes, reasons),
         tensors=_tensors(ledger),
-        sizes=_sizes(ledger, units[roots]),
-        norms=_norms(ledger, units[roots]),
+        sizes=_sizes(ledger, of_label),
+        norms=_norms(ledger, of_label),
         unreached=tuple(sorted(unreached)),
     )
 
@@ -102,18 +104,22 @@ def _reasons(ledger: Ledger, roots: np.ndarray, marked: np.ndarray) -> dict[int,
 def _freeze_shared(ledger: Ledger, model: nn.Module) -> None:
     """Tensors that two modules share stay whole: slicing one would have to slice the other."""
     for name, other in shared_tensors(model).items():
-        for (tensor, _), labels in ledger.axes.items():
-            if tensor == name:
-                ledger.freezes.append(Freeze(labels, f"{TIED} (also {other})", _NOWHERE))
-        if name in ledger.elements:
-            ledger.freezes.append(Freeze(ledger.elements[name].reshape(-1), f"{TIED} (also {other})", _NOWHERE))
+        _hold(ledger, name, f"{TIED} (also {other})")
 
 
 def _freeze_closed(ledger: Ledger, closed: Iterable[str]) -> None:
     for path in closed:
-        for (tensor, _), labels in [*ledger.axes.items(), *(((t, 0), e) for t, e in ledger.elements.items())]:
+        for tensor in ledger.tensors:
             if tensor.startswith(f"{path}."):
-                ledger.freezes.append(Freeze(labels.reshape(-1), SIZE_IN_FORWARD, Origin("", path, "")))
+                _hold(ledger, tensor, SIZE_IN_FORWARD, Origin("", path, ""))
+
+
+def _hold(ledger: Ledger, tensor: str, reason: str, origin: Origin = _NOWHERE) -> None:
+    """Freeze every label that a tensor has, along its axes and of its elements."""
+    labels = [vector for (name, _), vector in ledger.axes.items() if name == tensor]
+    if tensor in ledger.elements:
+        labels.append(ledger.elements[tensor].reshape(-1))
+    ledger.freezes += [Freeze(vector, reason, origin) for vector in labels]
 
 
 def _freeze_kept(ledger: Ledger, kept: frozenset[str]) -> None:
@@ -125,13 +131,11 @@ def _freeze_kept(ledger: Ledger, kept: frozenset[str]) -> None:
 
 def _freeze_mixed_use(ledger: Ledger) -> None:
     """A tensor used both as a weight and element by element has two sets of labels: neither may go."""
-    for name, labels in ledger.elements.items():
-        both = [axis for (tensor, _), axis in ledger.axes.items() if tensor == name]
-        for vector in [labels.reshape(-1), *both] if both else []:
-            ledger.freezes.append(Freeze(vector, SEVERAL_AXES, _NOWHERE))
-    for (name, _), labels in ledger.axes.items():
-        if name in ledger.unlabelled:
-            ledger.freezes.append(Freeze(labels, TOO_LARGE, _NOWHERE))
+    weights = {name for name, _ in ledger.axes}
+    for name in sorted(weights & set(ledger.elements)):
+        _hold(ledger, name, SEVERAL_AXES)
+    for name in sorted(weights & set(ledger.unlabelled)):
+        _hold(ledger, name, TOO_LARGE)
 
 
 def shared_tensors(model: nn.Module) -> dict[str, str]:
@@ -148,12 +152,11 @@ def shared_tensors(model: nn.Module) -> dict[str, str]:
     return shared
 
 
-def _axes(ledger: Ledger, roots: np.ndarray, reasons: dict[int, Freeze]) -> list[_Axis]:
+def _axes(ledger: Ledger, roots: np.ndarray, reasons: dict[int, Freeze], marked: np.ndarray) -> list[_Axis]:
     found = [
         _Axis(tensor, axis, _role(ledger, tensor, axis), roots[labels.numpy()])
         for (tensor, axis), labels in ledger.axes.items()
     ]
-    marked = _on_axes(ledger, roots)
     for tensor, labels in ledger.elements.items():
         found += _element_axis(tensor, roots[labels.numpy()], reasons, marked)
     return found

@@ -120,7 +120,7 @@ class Call:
     def is_constant(self, labels: Tensor) -> bool:
         """Say whether a value depends on nothing."""
         small = thin(labels)
-        return small.numel() == 1 and int(small) in {ELASTIC, *self._ledger.constants}
+        return small.numel() == 1 and (int(small) == ELASTIC or int(small) in self._ledger.constants)
 
     def is_elastic(self, labels: Tensor) -> bool:
         """Say whether a value is a constant stretched along its axes."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hyperprune.labels.arrays import compact, thin, varies, varying_axes
+from hyperprune.labels.arrays import compact, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.reasons import BROADCAST
 from hyperprune.labels.registry import rule
@@ -177,8 +176,7 @@ def tie_all(call: Call, operands: list[Tensor]) -> Tensor:
     operands = [o for o in operands if not call.is_elastic(o)] or operands[:1]
     first = operands[0]
     for other in operands[1:]:
-        small = torch.broadcast_tensors(thin(first), thin(other))
-        call.tie(small[0], small[1])
+        call.tie(first, other)
         if len(varying_axes(other)) < len(varying_axes(first)):
             first = other
     return compact(first)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperprune.labels.arrays import compact, extent, thin, varies, varying_axes
+from hyperprune.labels.arrays import compact, extent, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, TensorRef
 from hyperprune.labels.lookahead import leads_to_attention
@@ -86,16 +86,10 @@ def cat(call: Call) -> Any:
     if any(varies(t, at) for t in tensors for at in others):
         ends = [call.together(t, axis, reason=SIZE_IN_FORWARD) for t in tensors]
         for other in ends[1:]:
-            call.tie(*torch.broadcast_tensors(thin(ends[0]), thin(other)))
+            call.tie(ends[0], other)
         return compact(ends[0].expand(call.shape))
     slim = [_thin_except(t, axis) for t in tensors]
-    return compact(
-        torch.cat(torch.broadcast_tensors(*slim) if _same(slim, axis) else _level(slim, axis), dim=axis)
-    ).expand(call.shape)
-
-
-def _same(tensors: list[Tensor], axis: int) -> bool:
-    return len({t.shape[axis] for t in tensors}) == 1
+    return compact(torch.cat(_level(slim, axis), dim=axis)).expand(call.shape)
 
 
 def _level(tensors: list[Tensor], axis: int) -> list[Tensor]:
@@ -116,8 +110,7 @@ def stack(call: Call) -> Any:
     """Stacking lays tensors along a new axis; their channels share one axis, so they are tied."""
     tensors = [call.labels(t) for t in call.arg("tensors")]
     for other in tensors[1:]:
-        a, b = torch.broadcast_tensors(thin(tensors[0]), thin(other))
-        call.tie(a, b)
+        call.tie(tensors[0], other)
     return tensors[0].unsqueeze(call.arg("dim", 0)).expand(call.shape)
 
 
@@ -153,7 +146,7 @@ def _tie_rows(call: Call, moved: Tensor, axes: list[int]) -> None:
         return
     for axis in axes:
         if axis != int(reading.split()[0]):
-            call.tie(moved.narrow(axis, 0, 1).expand(moved.shape), moved)
+            call.together(moved, axis)
     if reading.endswith("follows"):
         _follow_input(call, moved[tuple(slice(None) if at in wide else 0 for at in range(moved.ndim))])
 

@@ -53,7 +53,7 @@ def unbind(call: Call) -> Any:
     """Taking an axis apart fixes its length: what lies at its positions goes together (query, key and value)."""
     x = call.labels(call.arg("self"))
     axis = call.arg("dim", 0) % x.ndim
-    _tie_along(call, x, axis)
+    call.together(x, axis)
     return [compact(part) for part in torch.unbind(x, dim=axis)]
 
 
@@ -62,10 +62,5 @@ def select(call: Call) -> Any:
     """Taking one position of an axis: as unbinding all of them."""
     x = call.labels(call.arg("self"))
     axis = call.arg("dim", 0) % x.ndim
-    _tie_along(call, x, axis)
+    call.together(x, axis)
     return compact(x.select(axis, call.arg("index")))
-
-
-def _tie_along(call: Call, x: Tensor, axis: int) -> None:
-    if varies(x, axis):
-        call.tie(x.narrow(axis, 0, 1).expand(x.shape), x)
