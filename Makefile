@@ -3,16 +3,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.hyperprune-installed
+AUDIT := $(VENV)-audit
+OLDEST ?= python3.10
+NEWEST ?= python3.13
 
 # Idle OpenMP threads sleep rather than spin: with one other busy process on a machine of two cores,
 # spinning makes training four to ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format clean bench-rules bench-hyperize zoo
+.PHONY: help venv demo test lint format clean bench-rules bench-hyperize bench-onnx bench-latency bench-latency-budget zoo bench-checkpoints nightly
+.PHONY: bench-restoration example-super-resolution example-denoising example-cifar example-timm
+.PHONY: docs dist smoke versions audit
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## make a virtual environment with everything in it (again only when pyproject.toml changes)
 
@@ -25,7 +30,7 @@ demo: $(STAMP)  ## prune a ResNet-20 trained on real handwritten digits to half 
 	$(BIN)/hyperprune demo
 
 test: lint  ## lint, then run every test with a coverage report
-	$(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term
 
 lint: $(STAMP)  ## check style, format, types and the direction of imports
 	$(BIN)/ruff check .
@@ -40,9 +45,64 @@ bench-rules: $(STAMP)  ## compare search rules and Torch-Pruning on CIFAR-10 (ne
 bench-hyperize: $(STAMP)  ## time hyperize beside torch.export
 	$(BIN)/python benchmarks/hyperize.py --out benchmarks/results/hyperize.json
 
+bench-checkpoints: $(STAMP)  ## save twenty models, load them in fresh processes, compare bit for bit (about 15 minutes)
+	$(BIN)/python benchmarks/checkpoints.py
+	$(BIN)/python benchmarks/checkpoints.py --table
+
+bench-onnx: $(STAMP)  ## export twenty slim networks to ONNX and compare with ONNX Runtime (about 10 minutes)
+	$(BIN)/python benchmarks/deploy.py onnx --again
+	$(BIN)/python benchmarks/deploy.py report
+
+bench-latency: $(STAMP)  ## time slim networks in ONNX Runtime (about 5 minutes; let the machine do nothing else)
+	$(BIN)/python benchmarks/deploy.py latency --again
+	$(BIN)/python benchmarks/deploy.py report
+
+bench-restoration: $(STAMP)  ## super-resolution and denoising at 40 % of the MACs (needs ../shared/data; resumable; an hour)
+	$(BIN)/python -m benchmarks.restoration
+	$(BIN)/python -m benchmarks.restoration --table
+
+example-super-resolution: $(STAMP)  ## EDSR on photographs: dense, pruned and rivals; a table and a picture (minutes)
+	$(BIN)/python -m examples.super_resolution.train
+
+example-denoising: $(STAMP)  ## DnCNN on photographs, the same
+	$(BIN)/python -m examples.denoising.train
+
+example-cifar: $(STAMP)  ## ResNet-20 on handwritten digits: dense, pruned and rivals; a table (minutes)
+	$(BIN)/python -m examples.classification.cifar
+
+example-timm: $(STAMP)  ## a timm model on a folder of images (minutes)
+	$(BIN)/python -m examples.classification.timm_folder
+
+nightly: $(STAMP)  ## hyperize, prune and export 5,000 random networks, compared with zeroing by hand (resumable; an hour)
+	$(BIN)/python -m benchmarks.random_networks
+
+bench-latency-budget: $(STAMP)  ## prune to a latency and measure it, by both clocks (about 10 minutes)
+	$(BIN)/python benchmarks/latency_budget.py --clock cpu
+	$(BIN)/python benchmarks/latency_budget.py --clock wall
+
 zoo: $(STAMP)  ## hyperize, export and prove every architecture on the list (resumable; hours)
 	$(BIN)/python benchmarks/zoo.py
 	$(BIN)/python benchmarks/zoo.py --report
+
+docs: $(STAMP)  ## write the API reference, the licences and the tutorial's pictures again
+	$(BIN)/python docs/scripts/api_pages.py
+	$(BIN)/python docs/scripts/licenses.py
+	$(BIN)/python docs/scripts/pictures.py
+
+dist: $(STAMP)  ## build wheel and sdist into dist/
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
+smoke: dist  ## install the wheel in an environment of its own and run the README's first snippet (a minute)
+	$(BIN)/python tests/smoke.py dist/*.whl
+
+versions: $(STAMP)  ## fast tests with the oldest and the newest libraries (OLDEST=python3.10 NEWEST=python3.13; 12 GB)
+	$(BIN)/python tests/versions.py oldest --python $(OLDEST)
+	$(BIN)/python tests/versions.py newest --python $(NEWEST)
+
+audit: $(STAMP)  ## ask for known weaknesses of what is installed (needs the advisory service)
+	test -x $(AUDIT)/bin/pip-audit || ($(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet pip-audit)
+	$(AUDIT)/bin/pip-audit --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') --skip-editable --strict
 
 format: $(STAMP)  ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .

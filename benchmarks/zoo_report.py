@@ -71,12 +71,12 @@ def _how() -> list[str]:
         "* **power**: how far the removal moved the output, relative too. With zero power no proof could fail.",
         "* **Torch-Pruning**: its `BasePruner`, magnitude importance, ratio 0.5, the classifier left out, heads set as",
         "  in its own timm example; its result is compared with the dense network in which the input slices of the",
-        "  removed channels are zero (layer norms over the channels that are left). It had 120 s per model where",
-        "  hyperprune had 150 to 240 s, on a machine that other work shared: a timeout there is no verdict.",
+        "  removed channels are zero (layer norms over the channels that are left).",
         "",
-        "This table is a first one: rows were measured while the package was being built, not all with its last",
-        "version, and Torch-Pruning has run on part of the models only. `python benchmarks/zoo.py --again` makes it",
-        "anew.",
+        "Both tools ran in one session on one machine of two cores that other work shared, with one thread and at most",
+        "14 (Torch-Pruning: 16) GB a process. hyperprune's rows come from two versions that differ in one line of the",
+        "rehearsal; the models it could touch were run again. It had 200 to 400 s a model, Torch-Pruning 150 s: a",
+        "timeout is no verdict. Models without a row were not reached in that session.",
     ]
 
 
@@ -106,7 +106,7 @@ def _summary(rows: dict[str, Record], results: dict[str, Record]) -> list[str]:
     text += [
         "",
         f"hyperize took {median(seconds):.1f} s in the median and {seconds[-1]:.0f} s at most, on one core of a",
-        f"machine of two that other work shared. The largest error was {max(r['error'] for r in exact):.1e}.",
+        f"machine that other work shared. The largest error was {max(r['error'] for r in exact):.1e}.",
     ]
     return text
 

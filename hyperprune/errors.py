@@ -45,3 +45,35 @@ class ProofError(HyperpruneError, RuntimeError):
 
 class SlimmingError(HyperpruneError, RuntimeError):
     """The plan does not fit the model it is applied to."""
+
+
+class FileError(HyperpruneError, OSError):
+    """A file cannot be read or written; what stood there before is intact."""
+
+
+class CheckpointError(HyperpruneError, ValueError):
+    """A checkpoint is missing, damaged, foreign, or of another network than the one it is loaded into."""
+
+
+class RecoveryError(HyperpruneError, ValueError):
+    """Distillation or recalibration was set up wrongly: no tensor, other shapes or devices, no batch."""
+
+
+class MissingLibraryError(HyperpruneError, ImportError):
+    """An optional library is not installed; the message names the extra that brings it."""
+
+
+class DataError(HyperpruneError, ValueError):
+    """The images to train on are missing, unreadable, or do not fit the model."""
+
+
+class TrainingError(HyperpruneError, RuntimeError):
+    """A run of ``hyperprune prune`` cannot start, go on, or has diverged."""
+
+
+class OnnxError(HyperpruneError, RuntimeError):
+    """The network cannot be written as ONNX, or ONNX Runtime computes something else; nothing was written."""
+
+
+class LatencyError(HyperpruneError, RuntimeError):
+    """No runtime could run the networks that were to be timed."""

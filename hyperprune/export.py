@@ -12,7 +12,8 @@ from hyperprune.budget import Budget, Ladder, Solver
 from hyperprune.criteria import criterion as find_criterion
 from hyperprune.errors import ModelError, ProofError
 from hyperprune.hyper import HyperModel, hyperize, prove, slim_copy
-from hyperprune.verify import Proof
+from hyperprune.metering import priced, settled
+from hyperprune.verify import Proof, full_precision
 
 
 def export_pruned(hyper: HyperModel, *, tolerance: float | None = None) -> nn.Module:
@@ -25,8 +26,8 @@ def export_pruned(hyper: HyperModel, *, tolerance: float | None = None) -> nn.Mo
         tolerance: bound on the relative error; by default 1e-4 for float32, 1e-10 for float64.
 
     Raises:
-        ModelError: ``hyper`` is a plain module.
-        ProofError: the slim network differs by more than the tolerance.
+        ModelError: ``hyper`` is a plain module, has no values, or is an average (EMA) over which units live.
+        ProofError: the slim network differs by more than the tolerance, or holds weights that are not finite.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -45,7 +46,10 @@ def export_with_proof(hyper: HyperModel, *, tolerance: float | None = None) -> t
             f"export_pruned takes what hyperize returned, not {type(hyper).__name__}. "
             "For one call without training use prune(model, x, Budget(macs=0.5))."
         )
-    slim = slim_copy(hyper)
+    _require_known_mask(hyper)
+    with full_precision():
+        slim = slim_copy(hyper)
+    _require_finite(slim)
     try:
         proof = prove(hyper, slim, tolerance)
     except Exception as error:  # whatever the user's forward raises
@@ -58,6 +62,29 @@ def export_with_proof(hyper: HyperModel, *, tolerance: float | None = None) -> t
             f"the slim {type(slim).__name__} does not equal the searched network: {proof}. Nothing was exported."
         )
     return slim, proof
+
+
+def _require_known_mask(hyper: HyperModel) -> None:
+    alive = hyper.bank.alive
+    if alive.is_meta:
+        raise ModelError('the network lies on "meta" and has no values. Export it before it goes there.')
+    if not bool(((alive == 0) | (alive == 1)).all()):
+        raise ModelError(
+            "which units live has been averaged over time: hyper.bank.alive holds fractions. An EMA must copy this "
+            "buffer: use AveragedModel(hyper) without use_buffers=True, or call "
+            "ema.module.bank.alive.copy_(hyper.bank.alive) before export_pruned(ema.module)."
+        )
+
+
+def _require_finite(slim: nn.Module) -> None:
+    """A network that computes NaN equals any other one that does, so a proof would say nothing."""
+    broken = [name for name, tensor in slim.named_parameters() if not bool(tensor.isfinite().all())]
+    broken += [name for name, tensor in slim.named_buffers() if bool(tensor.isnan().any())]
+    if broken:
+        raise ProofError(
+            f"{len(broken)} tensors of {type(slim).__name__} are not finite, {broken[0]!r} first: training has "
+            "diverged. Nothing was exported. Go back to a checkpoint from before, and lower the learning rate."
+        )
 
 
 def prune(model: nn.Module, example_inputs: Any, budget: Budget, *, criterion: str = "magnitude") -> nn.Module:
@@ -80,8 +107,9 @@ def prune(model: nn.Module, example_inputs: Any, budget: Budget, *, criterion: s
     """
     score = find_criterion(criterion)
     hyper = hyperize(model, example_inputs)
-    solver = Solver(hyper.cost, Ladder.of(hyper.coupling.groups, budget))
-    scores = score(hyper.model, hyper.coupling, hyper.cost)
-    keep = solver.solve(scores, budget.limits(hyper.cost.total(hyper.cost.full)))
+    ladder, cost = Ladder.of(hyper.coupling.groups, budget), priced(hyper, budget)
+    solver = Solver(cost, ladder)
+    scores = score(hyper.model, hyper.coupling, cost)
+    keep = settled(cost, budget.limits(cost.total(cost.full)), lambda limits: solver.solve(scores, limits))
     hyper.bank.keep_(torch.from_numpy(np.asarray(keep)))
     return export_pruned(hyper)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from hyperprune.cost import CostModel
 from hyperprune.coupling import CouplingMap, build
 from hyperprune.errors import InputsError, ModelError, NothingPrunableError
 from hyperprune.generators import Generator, Lean, attach
-from hyperprune.labels import flow
+from hyperprune.labels import Attention, flow
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
@@ -40,6 +41,15 @@ class HyperModel(nn.Module):
         coupling: what is tied to what, what stays and why; print it.
         cost: MACs and parameters at any widths.
         inputs: the example inputs, for the proof at export.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> hyper = hyperize(model, torch.randn(1, 4))
+        >>> type(hyper.model).__name__, hyper.coupling.units, hyper.cost.total(hyper.cost.full).macs
+        ('Sequential', 8, 48)
+        >>> optimizer = torch.optim.AdamW(hyper.parameter_groups(lr=1e-3, weight_decay=0.05))
+        >>> [group["weight_decay"] for group in optimizer.param_groups]
+        [0.05, 0.0]
     """
 
     def __init__(
@@ -85,6 +95,29 @@ class HyperModel(nn.Module):
         """Return the widths of the network as it is now."""
         return self.coupling.plan(self.living().cpu().numpy())
 
+    def get_extra_state(self) -> Tensor:
+        """Return the fingerprint of what the state belongs to, uint8 of shape ``[32]``; ``state_dict`` holds it.
+
+        Units are numbered by the coupling, so latents of another network, or of other ``keep=``, could fit in
+        number and still belong to other channels.
+        """
+        parts: list[object] = [(name, tuple(tensor.shape)) for name, tensor in self.named_parameters()]
+        parts += [(site.tensor, site.axis, site.role, site.units) for site in self.coupling.sites]
+        parts += [(group.start, group.size) for group in self.coupling.groups]
+        return torch.tensor(list(hashlib.sha256(repr(parts).encode()).digest()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: object) -> None:
+        """Compare fingerprints; ``load_state_dict`` calls this before it copies anything.
+
+        Raises:
+            ModelError: the state belongs to something else.
+        """
+        if not isinstance(state, Tensor) or not torch.equal(state.cpu(), self.get_extra_state()):
+            raise ModelError(
+                "the state is of another network, or of one hyperized with another generator, keep= or only=. Call "
+                "hyperize with the model and the options of the run that saved it, then load the state."
+            )
+
     def extra_repr(self) -> str:
         return f"groups={len(self.coupling.groups)}, units={self.coupling.units}"
 
@@ -96,6 +129,7 @@ def hyperize(
     generator: Generator | None = None,
     keep: Iterable[Pattern] = (),
     only: Iterable[Pattern] = (),
+    attention: Attention = "heads",
 ) -> HyperModel:
     """Give every convolution, and the linear layers it meets, a weight generated from latents.
 
@@ -112,6 +146,8 @@ def hyperize(
         keep: layers whose output channels stay: names, globs (``"layer4.*"``), classes, or functions of
             name and module.
         only: if given, the channels of all other layers stay.
+        attention: what attention loses: ``"heads"``, whole ones, or ``"width"``, the same channels inside every head.
+            A single head always loses width.
 
     Raises:
         ModelError: not a plain module: wrapped, already hyperized, or with parametrized layers; or a pattern
@@ -128,6 +164,8 @@ def hyperize(
         True
     """
     _check_model(model)
+    if attention not in get_args(Attention):
+        raise ModelError(f"attention must be one of {', '.join(map(repr, get_args(Attention)))}, not {attention!r}.")
     inputs = ExampleInputs.of(example_inputs)
     _check_devices(model, inputs)
     base = _copy(model)
@@ -136,7 +174,9 @@ def hyperize(
     kept = _kept(model, keep, only)
     choices = Choices()
     while True:
-        coupling = build(flow(traces, choices.readings), base, unreached, choices.closed, kept)
+        coupling = build(
+            flow(traces, choices.readings, attention), base, unreached, choices.closed, kept, choices.heirs
+        )
         _require_something(coupling, base)
         outcome = rehearse(base, coupling, inputs)
         if isinstance(outcome, Proof):
@@ -162,15 +202,17 @@ def plain_copy(hyper: HyperModel) -> nn.Module:
 
     Its norms read all channels again, so with dead channels it equals the network only once these are carved out.
     """
-    plain = copy.deepcopy(hyper.model)
-    detach_norms(plain)
+    with hyper.bank.still():
+        plain = copy.deepcopy(hyper.model)
+        detach_norms(plain)
     return plain
 
 
 def prove(hyper: HyperModel, slim: nn.Module, tolerance: float | None = None) -> Proof:
     """Compare a slim model with the searched network on the example inputs, in eval mode."""
     inputs = hyper.inputs.like(next(hyper.model.parameters()))
-    return compare(run_eval(hyper.model, inputs), run_eval(slim, inputs), tolerance)
+    with hyper.bank.still():
+        return compare(run_eval(hyper.model, inputs), run_eval(slim, inputs), tolerance)
 
 
 def _assemble(model: nn.Module, coupling: CouplingMap, generator: Generator, inputs: ExampleInputs) -> HyperModel:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,12 @@ class LatentBank(nn.Module):
     A latent counts through its gate, ``latents * alive``. ``alive`` is 1 or 0: a unit that was removed for
     good has an exactly zero gate whatever the optimiser's momentum does to its latent afterwards.
 
+    ``half()`` and ``bfloat16()`` leave latents in float32: beside a latent of 1, a small step would be rounded away.
+
     Attributes:
-        latents: the parameter, shape ``[units]``, float32.
+        latents: the parameter, shape ``[units]``, float32 (float64 after ``double()``).
         alive: buffer of ones and zeros, shape ``[units]``.
+        noise: what sampled gates differ by while training, shape ``[units]``; None where gates are not sampled.
 
     Example:
         >>> from hyperprune.coupling import Group
@@ -34,11 +39,19 @@ class LatentBank(nn.Module):
         units = sum(group.size for group in groups)
         self.latents = nn.Parameter(torch.ones(units))
         self.register_buffer("alive", torch.ones(units))
+        self.register_buffer("noise", None)
         self.alive: Tensor
+        self.noise: Tensor | None
 
     def gates(self) -> Tensor:
-        """Return the value each unit is multiplied by, shape ``[units]``."""
+        """Return the value each unit is multiplied by, shape ``[units]``, without noise."""
         return self.latents * self.alive
+
+    def sampled(self) -> Tensor:
+        """Return the gates as the present forward pass uses them: in train mode with noise, if there is any."""
+        if self.noise is None or not self.training:
+            return self.gates()
+        return (self.latents + self.noise) * self.alive
 
     def latent(self, name: str) -> Tensor:
         """Return the latent vector of one group, shape ``[group size]``, a view.
@@ -61,17 +74,46 @@ class LatentBank(nn.Module):
         self.alive.masked_fill_(units.to(self.alive.device), 0.0)
 
     @torch.no_grad()
+    def shake_(self, noise: Tensor) -> None:
+        """Add noise, shape ``[units]``, to the gates in train mode until the next call, or until ``keep_``."""
+        self.noise = noise.to(self.latents) if self.noise is None else self.noise.copy_(noise)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Leave out the noise for a while."""
+        noise, self.noise = self.noise, None
+        try:
+            yield
+        finally:
+            self.noise = noise
+
+    @torch.no_grad()
     def keep_(self, units: Tensor) -> None:
-        """Let exactly the units under a bool mask live.
+        """Let exactly the units under a bool mask live, without noise.
 
         A kept unit that had reached zero starts again at 1; a removed one that comes back resumes its latent.
         """
+        self.noise = None
         kept = units.to(self.alive.device)
         self.alive.copy_(kept)
         self.latents.masked_fill_(kept & (self.latents == 0), 1.0)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *options: Any) -> None:
+        """Make room for noise if the state has any."""
+        self.noise = torch.zeros_like(self.alive) if f"{prefix}noise" in state_dict else None
+        super()._load_from_state_dict(state_dict, prefix, *options)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LatentBank:
+        """Follow the model to another device or to double precision, but not to half."""
+        super()._apply(lambda tensor: _not_halved(tensor, fn(tensor)), recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def extra_repr(self) -> str:
         return f"{len(self.groups)} groups, {self.latents.numel()} units"
+
+
+def _not_halved(tensor: Tensor, moved: Tensor) -> Tensor:
+    return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
 
 
 Target = TypeVar("Target", bound=nn.Module)
@@ -100,7 +142,7 @@ class Selection(nn.Module):
         self.one: Tensor
 
     def forward(self) -> Tensor:
-        return torch.cat([self._handle.target.gates(), self.one]).index_select(0, self.index)
+        return torch.cat([self._handle.target.sampled(), self.one]).index_select(0, self.index)
 
 
 class RunSelection(nn.Module):
@@ -113,6 +155,8 @@ class RunSelection(nn.Module):
 
     def forward(self) -> Tensor:
         bank = self._handle.target
+        if bank.noise is not None:
+            return bank.sampled().narrow(0, self.start, self.length)
         return bank.latents.narrow(0, self.start, self.length) * bank.alive.narrow(0, self.start, self.length)
 
 

@@ -5,6 +5,9 @@ others. With m the mask of the living, n of C channels alive, s = sqrt(C / n), a
 living, T(x) = a x + (1 - a) mean has, over all C channels, the living channels' mean and variance. The norm is
 shown T(x), and its weight is divided by s. With all channels alive T is the identity, bit for bit. An RMS norm
 takes no mean: T(x) = a x.
+
+A layer that standardises the rows of its own weight is shown T(weight): the living entries come out s times too
+large, which a division of the layer's input by s undoes.
 """
 
 from __future__ import annotations
@@ -20,13 +23,18 @@ from hyperprune.generators import Generated, detach
 from hyperprune.latents import LatentBank, Reference, select
 
 
-class LivingNorm(nn.Module):
-    """Forward pre-hook of one norm layer: shows it a tensor with the statistics of the living channels."""
+class Living(nn.Module):
+    """A forward pre-hook that knows which of some channels live.
 
-    def __init__(self, bank: LatentBank, norm: Norm) -> None:
+    Args:
+        units: for each channel its unit, ``STAYS`` where it stays.
+        axis: where the channels lie in what the hook is asked about.
+    """
+
+    def __init__(self, bank: LatentBank, units: tuple[int, ...], axis: int) -> None:
         super().__init__()
-        self.selection = select(bank, norm.units)
-        self.axis, self.groups, self.centred, self.spatial = norm.axis, norm.groups, norm.centred, norm.spatial
+        self.selection = select(bank, units)
+        self.axis = axis
 
     def mask(self) -> Tensor:
         """Return 1 for living channels and 0 for others, shape ``[channels]``."""
@@ -37,25 +45,43 @@ class LivingNorm(nn.Module):
         mask = self.mask()
         return (mask.numel() / mask.sum().double()).sqrt()
 
-    def forward(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x: Tensor = args[0]
-        mask = self._along(x, self.mask())
-        share = mask * self.scale().to(x.dtype)
-        shown = share * x
-        if self.centred:
-            shown = shown + (1 - share) * self._mean(x, mask)
-        return (shown, *args[1:])
+    def forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (self.shown(args[0]), *args[1:]), kwargs
+        name = next(iter(kwargs))
+        return args, {**kwargs, name: self.shown(kwargs[name])}
 
-    def _along(self, x: Tensor, vector: Tensor) -> Tensor:
+    def shown(self, x: Tensor) -> Tensor:
+        """Return what the layer is shown in place of its input."""
+        raise NotImplementedError
+
+    def along(self, x: Tensor, vector: Tensor) -> Tensor:
+        """Lay a vector of one number per channel along the axis of ``x``."""
         view = [-1 if axis == self.axis else 1 for axis in range(x.ndim)]
         return vector.to(x.dtype).view(view)
+
+
+class LivingNorm(Living):
+    """Forward pre-hook of one norm layer: shows it a tensor with the statistics of the living channels."""
+
+    def __init__(self, bank: LatentBank, norm: Norm) -> None:
+        super().__init__(bank, norm.units, norm.axis)
+        self.groups, self.centred, self.spatial = norm.groups, norm.centred, norm.spatial
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Return a tensor of the same shape with the statistics of the living channels."""
+        mask = self.along(x, self.mask())
+        share = mask * self.scale().to(x.dtype)
+        return share * x + (1 - share) * self._mean(x, mask) if self.centred else share * x
 
     def _mean(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return the living channels' mean, of each group of them, and over space too for a group norm."""
         split = (x * mask).unflatten(self.axis, (self.groups, -1))
         space = range(self.axis + 2, split.ndim) if self.spatial else ()
         total = split.sum(dim=[self.axis + 1, *space], keepdim=True)
-        count = mask.sum() / self.groups * prod(split.shape[axis] for axis in space)
+        count = mask.sum() / self.groups * prod([split.shape[axis] for axis in space])
         return (total / count).expand(split.shape).flatten(self.axis, self.axis + 1)
 
 
@@ -66,7 +92,8 @@ class NormWeight(Generated):
         super().__init__()
         self._living = Reference(living)
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def generate(self, *originals: Tensor) -> Tensor:
+        (weight,) = originals
         return weight / self._living.target.scale().to(weight.dtype)
 
     def plain(self, *originals: Tensor) -> Tensor:
@@ -74,22 +101,58 @@ class NormWeight(Generated):
         return originals[0]
 
 
+class LivingInput(Living):
+    """Forward pre-hook of a layer that standardises its weight: the input over s, and zero where a channel is dead."""
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Return the living channels divided by s, the others as zero."""
+        return x * (self.along(x, self.mask()) / self.scale().to(x.dtype))
+
+
+class StandardisedRows(Generated):
+    """Parametrization behind a generator's: each row of the weight with the statistics of its living entries."""
+
+    def __init__(self, living: Living) -> None:
+        super().__init__()
+        self._living = Reference(living)
+
+    def generate(self, *originals: Tensor) -> Tensor:
+        (weight,) = originals
+        living = self._living.target
+        mask = living.along(weight, living.mask())
+        share = mask * living.scale().to(weight.dtype)
+        axes = list(range(1, weight.ndim))
+        count = mask.sum() * prod(weight.shape[2:])
+        mean = (weight * mask).sum(dim=axes, keepdim=True) / count
+        return share * weight + (1 - share) * mean
+
+
 def attach_norms(model: nn.Module, bank: LatentBank, coupling: CouplingMap) -> nn.ModuleList:
     """Let every norm that reads prunable channels count the living ones only, in place; return the hooks."""
     hooks = nn.ModuleList()
     for norm in coupling.norms:
-        module, living = model.get_submodule(norm.module), LivingNorm(bank, norm)
-        module.register_forward_pre_hook(living, prepend=True)
-        made = NormWeight(living)
-        made.order = tuple(module._parameters)
-        parametrize.register_parametrization(module, "weight", made, unsafe=True)
-        hooks.append(living)
+        statistics = LivingNorm(bank, norm)
+        _attach(model.get_submodule(norm.module), "weight", NormWeight(statistics), statistics)
+        hooks.append(statistics)
+    for site in coupling.sites:
+        if site.tensor in coupling.standardised and site.role == "reads":
+            module, name = model.get_submodule(site.module), site.tensor.rpartition(".")[2]
+            living = LivingInput(bank, site.units, site.axis)
+            _attach(module, name, StandardisedRows(living), living)
+            hooks.append(living)
     return hooks.to(bank.latents.device)
+
+
+def _attach(module: nn.Module, name: str, made: Generated, living: Living) -> None:
+    module.register_forward_pre_hook(living, prepend=True, with_kwargs=True)
+    made.order = tuple(module._parameters)
+    parametrize.register_parametrization(module, name, made, unsafe=True)
 
 
 def detach_norms(model: nn.Module) -> None:
     """Make every norm a plain layer again, in place; the user's own hooks stay."""
     detach(model)
     for module in model.modules():
-        for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, LivingNorm)]:
+        for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, Living)]:
             del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)

@@ -8,6 +8,24 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Rescale:
+    """Rows of a weight or bias to multiply by a factor, in the numbering before slicing.
+
+    Attributes:
+        tensor: name of the parameter.
+        rows: positions along its first axis.
+        factor: what they are multiplied by.
+    """
+
+    tensor: str
+    rows: tuple[int, ...]
+    factor: float
+
+
+Sizes = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Slice:
     """The positions that stay along one axis of one parameter or buffer.
 
@@ -26,11 +44,14 @@ class Slice:
 
 @dataclass(frozen=True)
 class Resize:
-    """A size that a module writes into its ``forward``: it must change from ``old`` to ``new``."""
+    """A size that a module writes into its ``forward``: it must change from ``old`` to ``new``.
+
+    Tuples stand for sizes that the module keeps together in one list, in this order (the parts of a split).
+    """
 
     module: str
-    old: int
-    new: int
+    old: Sizes
+    new: Sizes
 
 
 @dataclass(frozen=True)
@@ -47,6 +68,7 @@ class WidthPlan:
 
     slices: tuple[Slice, ...]
     resizes: tuple[Resize, ...] = ()
+    rescales: tuple[Rescale, ...] = ()
 
     def width(self, tensor: str, axis: int) -> int:
         """Return how many positions stay along an axis that the plan slices.
@@ -63,7 +85,8 @@ class WidthPlan:
         """Return plain lists, dicts, strings and ints."""
         return {
             "slices": [[s.tensor, s.axis, s.size, list(s.kept)] for s in self.slices],
-            "resizes": [[r.module, r.old, r.new] for r in self.resizes],
+            "resizes": [[r.module, _plain(r.old), _plain(r.new)] for r in self.resizes],
+            "rescales": [[r.tensor, list(r.rows), r.factor] for r in self.rescales],
         }
 
     @classmethod
@@ -71,5 +94,30 @@ class WidthPlan:
         """Build a plan from what ``to_json`` returned."""
         return cls(
             tuple(Slice(t, axis, size, tuple(kept)) for t, axis, size, kept in data["slices"]),
-            tuple(Resize(module, old, new) for module, old, new in data["resizes"]),
+            tuple(Resize(module, _sizes(old), _sizes(new)) for module, old, new in data["resizes"]),
+            tuple(Rescale(tensor, tuple(rows), factor) for tensor, rows, factor in data["rescales"]),
         )
+
+
+def _plain(sizes: Sizes) -> int | list[int]:
+    return sizes if isinstance(sizes, int) else list(sizes)
+
+
+def _sizes(value: int | list[int]) -> Sizes:
+    return value if isinstance(value, int) else tuple(value)
+
+
+_NOTE = "_width_plans"
+
+
+def plans_of(model: object) -> tuple[WidthPlan, ...]:
+    """Return the plans a slim model was carved by, oldest first; empty for a dense model.
+
+    They live on the model itself, so deep copies and whole pickles keep them; its ``state_dict`` does not.
+    """
+    return tuple(vars(model).get(_NOTE, ()))
+
+
+def note_plan_(model: object, plan: WidthPlan) -> None:
+    """Note on a model that it has been carved by a plan."""
+    vars(model)[_NOTE] = (*plans_of(model), plan)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from types import TracebackType
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hyperprune.coupling import STAYS, CouplingMap
+from hyperprune.coupling import STAYS, CouplingMap, Heir, lies_inside
 from hyperprune.errors import ModelError
 from hyperprune.generators import Lean, attach, withdraw_
+from hyperprune.labels.flow import LAST_RESORT
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.slim import carve_, is_standard
@@ -26,6 +28,8 @@ from hyperprune.verify import Proof, compare, run_eval
 
 FEWEST = 8  # values per channel from which statistics are worth taking; a single one would normalise to nothing
 CLEAR = 1e-5  # bound on the error in float32; what is above it is looked at once more in float64
+FEW = 3  # classes that multiply activations, up to which every combination of readings is tried
+FUSED = "scaled_dot_product_attention"
 SLACK = 10  # in other types: the rehearsal looks for wrong wiring; rounding may differ more than in a real proof
 
 
@@ -36,10 +40,13 @@ class Choices:
     Attributes:
         readings: which reading of each ambiguous call to take: 0 is the likeliest, the last freezes its channels.
         closed: modules whose channels all stay, because no reading of their calls exported exactly.
+        heirs: modules that take over the sizes on one line of the module around them: that line calls a method of
+            theirs which is not ``forward``, and torch.export credits what happens there to the caller.
     """
 
     readings: Mapping[str, int] = field(default_factory=dict)
     closed: frozenset[str] = frozenset()
+    heirs: frozenset[Heir] = frozenset()
 
     def next(self, calls: Iterable[str]) -> Choices:
         """Return the choices with the next reading for some calls.
@@ -53,6 +60,10 @@ class Choices:
     def close(self, module: str) -> Choices:
         """Return the choices with one more module closed."""
         return replace(self, closed=self.closed | {module})
+
+    def inherit(self, modules: Iterable[Heir]) -> Choices:
+        """Return the choices with more modules that take over the sizes around them."""
+        return replace(self, heirs=self.heirs | set(modules))
 
 
 @dataclass(frozen=True)
@@ -75,28 +86,38 @@ def rehearse(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> 
 
     The reference has the gates of the removed units at zero, the slim model lacks these units. Many layers with
     drawn values may amplify rounding as far as a real difference; so outputs that differ are looked at once more
-    in float64, where rounding all but vanishes and a wrong export does not. Returns a proof, or what went wrong.
+    in float64, where rounding all but vanishes and a wrong export does not. Where code of the user's holds sizes, it
+    all happens at two draws of widths: at one, a wrong size may be right by luck (97 // 2 == 96 // 2). Returns a
+    proof, or what went wrong.
     """
+    holds_sizes = bool(_suspects(coupling, dict(model.named_modules(remove_duplicate=False))))
+    outcomes = (_rehearse_at(_about_half(coupling, draw), model, coupling, inputs) for draw in range(1 + holds_sizes))
+    proof = next(outcomes)
+    return next((other for other in outcomes if isinstance(other, Fault)), proof) if isinstance(proof, Proof) else proof
+
+
+def _rehearse_at(half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> Proof | Fault:
     single = next(model.parameters()).dtype == torch.float32
-    outcome = _rehearse_once(_light_copy(model, coupling), coupling, inputs, CLEAR if single else None)
+    outcome = _rehearse_once(half, _light_copy(model, coupling), coupling, inputs, CLEAR if single else None)
     if single and isinstance(outcome, Fault) and outcome.inexact:
         finer = copy.deepcopy(model).double()
-        again = _rehearse_once(finer, coupling, inputs.like(next(finer.parameters())), CLEAR)
+        again = _rehearse_once(half, finer, coupling, inputs.like(next(finer.parameters())), CLEAR)
         return again if isinstance(again, Proof) else outcome
     return outcome
 
 
 def _rehearse_once(
-    model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, bound: float | None
+    half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, bound: float | None
 ) -> Proof | Fault:
-    half = _about_half(coupling)
     enliven_(model, coupling)
     drop_caches_(model)
     bank = LatentBank(coupling.groups).to(next(model.parameters()).device)
     bank.keep_(half)
     attach(model, bank, coupling, Lean(), seed=0)
     attach_norms(model, bank, coupling)
-    with calibrated(model):
+    with calibrated(model) as calls:
+        expected = run_eval(model, inputs)
+    if max(calls.values(), default=0) > 1:  # the first call of a reused norm had other statistics than the last
         expected = run_eval(model, inputs)
     withdraw_(model)
     detach_norms(model)
@@ -110,20 +131,34 @@ def _rehearse_once(
     return proof if proof.relative_error <= bound else Fault(str(proof), (), inexact=True)
 
 
-def _about_half(coupling: CouplingMap) -> Tensor:
-    """Draw which units live: about half of each group, never all, bool of shape ``[units]``.
+def _about_half(coupling: CouplingMap, draw: int) -> Tensor:
+    """Draw which units live: about half of each group (less at other draws), never all, bool of shape ``[units]``.
 
-    Groups of one size keep different numbers as far as they can, and no group exactly its half: equal widths would
-    let a size that stands for two of them pass by luck.
+    Groups keep different numbers as far as they can, and prime ones where they are large enough: a width that equals
+    another, or heads times their width, would let a size that stands for the other pass by luck.
     """
-    alive, rng = torch.zeros(coupling.units, dtype=torch.bool), torch.Generator().manual_seed(0)
-    seen: Counter[int] = Counter()
+    alive, rng = torch.zeros(coupling.units, dtype=torch.bool), torch.Generator().manual_seed(draw)
+    taken: set[int] = set()
     for group in coupling.groups:
-        share = 0.35 + 0.3 * float(torch.rand(1, generator=rng))
-        kept = 1 + (int(group.size * share) + seen[group.size]) % (group.size - 1)
-        seen[group.size] += 1
+        share = (0.35 + 0.3 * float(torch.rand(1, generator=rng))) / (1 + draw)
+        kept = _apart(group.size, share, taken)
+        taken.add(kept)
         alive[group.start + torch.randperm(group.size, generator=rng)[:kept]] = True
     return alive
+
+
+def _apart(size: int, share: float, taken: set[int]) -> int:
+    """Return a number below ``size`` near a share of it: free and prime, or else free, or else near.
+
+    Example:
+        >>> _apart(100, 0.5, {47, 53}), _apart(3, 0.5, {1}), _apart(2, 0.5, {1}), _apart(4, 0.1, set())
+        (43, 2, 1, 1)
+    """
+    near = sorted(range(1, size), key=lambda number: abs(number - share * size))
+    free = [number for number in near if number not in taken]
+    prime = (number for number in free if number > 2 and all(number % d for d in range(2, math.isqrt(number) + 1)))
+    within = next(prime, size)
+    return within if abs(within - share * size) < 0.2 * size else (free or near)[0]
 
 
 def _light_copy(model: nn.Module, coupling: CouplingMap) -> nn.Module:
@@ -136,9 +171,9 @@ def _light_copy(model: nn.Module, coupling: CouplingMap) -> nn.Module:
 def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault: Fault) -> Choices:
     """Decide what to try next after a slim model failed to run, or computed something else.
 
-    An exception points first to the calls on the lines that ran, then to the modules it passed through, a wrong
-    result to every call that holds a size. Where no call is left to read differently, the module that failed is
-    closed.
+    An exception points first to the calls on the lines that ran, then to the modules it passed through; a wrong
+    result to products between activations, then to every call that holds a size. Where no call is left to read
+    differently, the module that failed is closed.
 
     Args:
         model: the network, for the classes of its modules.
@@ -147,7 +182,11 @@ def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault
         ModelError: nothing is left to try.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
+    if fault.inexact and (readings := _other_products(coupling, modules, choices)):
+        return replace(choices, readings={**choices.readings, **readings})
     suspects = _suspects(coupling, modules)
+    if heirs := _heirs(coupling, modules, fault) - choices.heirs:
+        return choices.inherit(heirs)
     for line in fault.lines:
         here = _unread(coupling, suspects, choices, line)
         if kin := [node for node in here if suspects[node] in fault.modules]:
@@ -161,19 +200,61 @@ def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault
     for path in fault.modules:
         if path and path not in choices.closed and not is_standard(modules[path]):
             return choices.close(path)
+    if fault.inexact and (unfrozen := [made.node for made in coupling.products]):
+        return replace(choices, readings={**choices.readings, **dict.fromkeys(unfrozen, LAST_RESORT)})
     raise ModelError(
         f"a rehearsed export of {type(model).__name__} went wrong ({fault.what}), and no size written into "
         "forward() explains it. Please report the model; a layer probably changes its weights while running."
     )
 
 
+def _other_products(coupling: CouplingMap, modules: Mapping[str, nn.Module], choices: Choices) -> dict[str, int]:
+    """Return the next way to read the products between activations; empty if all ways have been tried.
+
+    Products written in one class are read alike; where several classes write some, their readings are mixed too.
+    Fused attention says by itself how it scales.
+    """
+    kinds: dict[type[nn.Module], list[str]] = {}
+    for made in coupling.products:
+        if not made.node.startswith(FUSED):
+            kinds.setdefault(_writer(modules, made.tensors[0]), []).append(made.node)
+    now = tuple(choices.readings.get(nodes[0], 0) for nodes in kinds.values())
+    likely = product((0, 1), repeat=len(kinds)) if len(kinds) <= FEW else ((digit,) * len(kinds) for digit in (0, 1))
+    following = next((way for way in likely if way > now), ())
+    return {node: digit for nodes, digit in zip(kinds.values(), following, strict=False) for node in nodes}
+
+
+def _writer(modules: Mapping[str, nn.Module], tensor: str) -> type[nn.Module]:
+    """Return the class whose forward() multiplies what a layer made: the one around the layer."""
+    path = tensor.rpartition(".")[0]
+    while path and is_standard(modules[path]) and not isinstance(modules[path], nn.MultiheadAttention):
+        path = path.rpartition(".")[0]
+    return type(modules[path])
+
+
 def _suspects(coupling: CouplingMap, modules: Mapping[str, nn.Module]) -> dict[str, str]:
     """Return the calls that hold sizes, each with its module; layers that keep their own sizes are innocent."""
-    return {
-        size.node: size.module
-        for size in coupling.sizes
-        if set(size.slots) != {(STAYS,)} and not is_standard(modules[size.module])
-    }
+    found: dict[str, str] = {}
+    for size in coupling.sizes:
+        if set(size.slots) != {(STAYS,)} and not is_standard(modules[size.module]):
+            found.setdefault(size.node, size.module)
+    return found
+
+
+def _heirs(coupling: CouplingMap, modules: Mapping[str, nn.Module], fault: Fault) -> set[Heir]:
+    """Return the modules of the class that failed, with the line that called them.
+
+    Empty unless the class has no sizes of its own, but the module that called it has some on that line.
+    """
+    with_sizes = {size.module for size in coupling.sizes}
+    for path in fault.modules[:1]:
+        around = [module for module in with_sizes if lies_inside(path, module)]
+        sources = {size.source for size in coupling.sizes if size.module in around}
+        line = next((line for line in fault.lines if line in sources), None)
+        if line is not None and path not in with_sizes and not is_standard(modules[path]):
+            alike = {other for other, module in modules.items() if type(module) is type(modules[path])}
+            return {(other, line) for other in alike - with_sizes}
+    return set()
 
 
 def _unread(coupling: CouplingMap, suspects: Iterable[str], choices: Choices, line: str) -> list[str]:
@@ -221,15 +302,22 @@ def enliven_(model: nn.Module, coupling: CouplingMap) -> None:
 
 
 @contextmanager
-def calibrated(model: nn.Module) -> Iterator[None]:
+def calibrated(model: nn.Module) -> Iterator[Mapping[nn.Module, int]]:
     """While the block runs, batch norms in eval mode first take the statistics of what they are given.
 
     A freshly built network in eval mode may lose its signal over many layers; this keeps it alive. Means are set
-    off by up to a standard deviation: over a single image they would leave nothing for a global average.
+    off by up to a standard deviation: over a single image they would leave nothing for a global average. Yields how
+    often each norm was called.
     """
-    hooks = [m.register_forward_pre_hook(_take_statistics) for m in model.modules() if isinstance(m, _BatchNorm)]
+    calls: Counter[nn.Module] = Counter()
+
+    def take(module: nn.Module, args: tuple[Any, ...]) -> None:
+        calls[module] += 1
+        _take_statistics(module, args)
+
+    hooks = [m.register_forward_pre_hook(take) for m in model.modules() if isinstance(m, _BatchNorm)]
     try:
-        yield
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from dataclasses import dataclass
@@ -10,15 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from hyperprune.budget import Budget, Ladder, Solver
 from hyperprune.cost import Cost
 from hyperprune.errors import SearchError
 from hyperprune.hyper import HyperModel
+from hyperprune.latents import LatentBank
+from hyperprune.metering import priced, settled
+from hyperprune.optimizers import before_each_use, options_of, unwrapped
 from hyperprune.sparsifiers import Fisher, Press, Sparsifier
 
 DECISIONS = 40
 LARGEST_JUMP = 0.1  # share of the dense cost that the last decision may cut without a warning
+UNMATCHED = 20  # steps without an optimiser's; AMP's scaler skips about that many while it looks for a scale
+
+_LATEST: weakref.WeakKeyDictionary[LatentBank, weakref.ref[Search]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,10 @@ class SearchProgress:
         params: its parameters; ``params_fraction`` of the dense network's.
         live_units: units whose gate is not zero, of ``units``.
         pressure: strength of the sparsifier (lambda of an l1 rule; 0 where there is none).
+
+    Example:
+        >>> print(SearchProgress(10, 40, 30_000_000, 8_000_000, 0.75, 0.8, 120, 160, 0.0))
+        step 10/40: 30.00 M MACs (75.0%), 8,000,000 params (80.0%), 120/160 units
     """
 
     step: int
@@ -60,6 +72,9 @@ class Search:
 
     Gradients are read when the optimiser uses them, so AMP, clipping, accumulation and DDP need nothing special.
 
+    A network has one search at a time: a new one takes the place of an older one. A running search is copied together
+    with what it belongs to, ``copy.deepcopy((hyper, optimizer, search))``.
+
     Args:
         hyper: what ``hyperize`` returned.
         optimizer: any torch optimiser that holds the latents (``hyper.parameter_groups(...)``).
@@ -69,7 +84,8 @@ class Search:
         every: optimiser steps between two decisions; by default ``steps / 40``, rounded up.
 
     Raises:
-        SearchError: the optimiser does not hold the latents, or ``steps`` is less than 1.
+        SearchError: an argument is of the wrong kind, the optimiser does not hold the latents, or ``steps`` is less
+            than 1.
         BudgetError: the budget is above the dense cost or below what the floors allow.
 
     Example:
@@ -98,44 +114,132 @@ class Search:
         sparsifier: Sparsifier | None = None,
         every: int | None = None,
     ) -> None:
-        _check_arguments(hyper, steps, every)
+        _check_arguments(hyper, budget, sparsifier)
+        _check_numbers(steps=steps, every=1 if every is None else every)
         self._bank = hyper.bank
         self._groups = hyper.coupling.groups
         self._of_unit = hyper.coupling.of_unit()
-        self._cost = hyper.cost
-        self._dense = hyper.cost.total(hyper.cost.full)
+        self._budget = budget
+        self._cost = priced(hyper, budget)
+        self._dense = self._cost.total(self._cost.full)
         self._limits = budget.limits(self._dense)
-        self._solver = Solver(hyper.cost, Ladder.of(hyper.coupling.groups, budget))
+        self._ladder = Ladder.of(hyper.coupling.groups, budget)
+        self._solver = Solver(self._cost, self._ladder)
         self._solver.check(self._limits)
-        self._options = _latents_group(optimizer, self._bank.latents)
+        self._optimizer = unwrapped(optimizer)
+        _warn_of_decay(options_of(self._optimizer, self._bank.latents))
         self._sparsifier = Fisher() if sparsifier is None else sparsifier
+        self._sparsifier.meet(hyper)
         self._doomed = torch.zeros_like(self._bank.alive, dtype=torch.bool)
         self._prices = torch.ones_like(self._bank.alive)
         self.steps = steps
         self.every = every or -(-steps // DECISIONS)
         self.step_count = 0
         self.done = False
-        self._observed = 0
-        _watch(optimizer, self)
+        self._observed = torch.zeros((), dtype=torch.int64, device=self._bank.alive.device)
+        self._unmatched = 0
+        self._looked = self._attached = False
+        self._lived: Tensor | None = None  # before the optimiser's step, which moves latents off zero
+        self._take_over()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Let a copy watch its optimiser too: copies do not take hooks along."""
+        self.__dict__.update(state)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Become the search of this network; an earlier one of the same network stops."""
+        _LATEST[self._bank] = weakref.ref(self)
+        before_each_use(self._optimizer, self._observe)
+        if self._attached:
+            self._optimizer.register_step_post_hook(self._after_step)
+
+    def _replaced(self) -> bool:
+        latest = _LATEST.get(self._bank)
+        return latest is None or latest() is not self
 
     def step(self) -> None:
         """Take one step of the search; call it after ``optimizer.step()``.
 
+        An ordinary step never waits for the device. Only the decisions, every ``every`` steps, look at values, so
+        that is when faults of a step come to light.
+
         Raises:
-            SearchError: the latents are not finite, or no gradient has reached them by the first decision.
+            SearchError: latents or scores are not finite at a decision, no gradient has reached the latents by the
+                first one, the optimiser no longer holds the latents, a newer Search has been made for this network,
+                or the search is attached to its optimiser and so steps already.
         """
+        if self._attached:
+            raise SearchError(
+                "the search is attached to its optimiser: optimizer.step() steps it already, and a second step "
+                "would count twice. Drop search.step(), or search.attach(...)."
+            )
+        if self._replaced() and not self.done:
+            raise SearchError(
+                "a newer Search (or a copy of this one) has been made for this network. Two at once would undo each "
+                "other's cuts: step the newer one and drop this one."
+            )
+        self._advance()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> Search:
+        """Step by itself after every ``optimizer.step()``, for loops that are not yours to edit.
+
+        The optimiser keeps the search alive. A step that AMP's scaler skips is none. Being attached is no part of
+        ``state_dict()``: attach again in the program that goes on.
+
+        Args:
+            optimizer: the one the search was made with, or a wrapper around it (Accelerate's, Lightning's).
+
+        Returns:
+            the search itself, so that ``search = Search(...).attach(optimizer)`` can be written.
+
+        Raises:
+            SearchError: another optimiser, or already attached.
+
+        Example:
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> from hyperprune import hyperize
+            >>> hyper = hyperize(model, torch.randn(1, 4))
+            >>> optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.1))
+            >>> search = Search(hyper, optimizer, Budget(macs=0.5), steps=1).attach(optimizer)
+            >>> hyper(torch.randn(16, 4)).square().mean().backward()
+            >>> optimizer.step()
+            >>> search.done
+            True
+        """
+        if unwrapped(optimizer) is not self._optimizer:
+            raise SearchError(
+                "attach() takes the optimiser the search was made with, or a wrapper around it. Gradients of "
+                "another one are not read: make the Search with the optimiser that the loop uses."
+            )
+        if self._attached:
+            raise SearchError("the search is attached to its optimiser already: once is enough.")
+        self._attached = True
+        self._optimizer.register_step_post_hook(self._after_step)
+        return self
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        overflow = getattr(optimizer, "found_inf", None)  # how AMP's scaler tells a fused optimiser to skip
+        if not self._replaced() and (overflow is None or not bool(overflow)):
+            self._advance()
+
+    def _advance(self) -> None:
         if self.done:
             return
         self.step_count += 1
-        self._require_finite()
+        self._unmatched += not self._looked
+        self._looked = False
+        options = options_of(self._optimizer, self._bank.latents)
         due = self.step_count % self.every == 0
         if self.step_count >= self.steps or (due and self._ends_early()):
             self._finish()
             return
         if due:
             self._decide()
-        lr, doomed = float(self._options["lr"]), self._doomed.to(self._bank.alive.device)
-        self._sparsifier.press_(Press(self._bank, doomed, self._prices.to(doomed.device), lr, self.every))
+        doomed = self._doomed.to(self._bank.alive.device)
+        prices = self._prices.to(doomed.device)
+        share = self.step_count / self.steps
+        self._sparsifier.press_(Press(self._bank, doomed, prices, options["lr"], self.every, share))
 
     def progress(self) -> SearchProgress:
         """Return the present state, for a logger or a progress bar."""
@@ -154,60 +258,88 @@ class Search:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to go on later, beside the state of ``hyper`` and of the optimiser."""
+        """Return what is needed to go on later, beside the state of ``hyper`` and of the optimiser.
+
+        It holds tensors, numbers, strings, lists and dicts only.
+        """
         return {
+            "about": self._about(),
             "step": self.step_count,
             "steps": self.steps,
             "every": self.every,
             "done": self.done,
-            "observed": self._observed,
+            "observed": int(self._observed),
             "doomed": self._doomed.clone(),
             "prices": self._prices.clone(),
             "sparsifier": self._sparsifier.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict``.
+        """Go on from ``state_dict``; ``steps`` and ``every`` become those of the state.
 
         Raises:
-            SearchError: the state belongs to a network with another number of units.
+            SearchError: the state is of another network, budget or rule, or is none; nothing has been changed.
         """
-        if len(state["doomed"]) != len(self._doomed):
-            raise SearchError(
-                f"the state is of a search over {len(state['doomed'])} units, this network has {len(self._doomed)}."
-            )
+        _check_state(state, self.state_dict())
+        device = self._bank.alive.device
+        self._sparsifier.load_state_dict(tree_map_only(Tensor, lambda t: t.to(device), state["sparsifier"]))
         self.step_count, self.steps, self.every = state["step"], state["steps"], state["every"]
-        self.done, self._observed = state["done"], state["observed"]
+        self.done = state["done"]
+        self._observed.fill_(state["observed"])
         self._doomed.copy_(state["doomed"])
         self._prices.copy_(state["prices"])
-        self._sparsifier.load_state_dict(state["sparsifier"])
 
+    def _about(self) -> dict[str, Any]:
+        """Say what a state belongs to, in numbers and strings."""
+        parts = (self._sparsifier.score, self._sparsifier.action, self._sparsifier.ending)
+        return {
+            "groups": [group.size for group in self._groups],
+            "dense cost": [self._dense.macs, self._dense.params],
+            "budget": self._asked(),
+            "divisor or floor": [self._ladder.step.tolist(), self._ladder.lowest.tolist()],
+            "ceiling": self._ladder.highest.tolist(),
+            "rule": [type(part).__name__ for part in parts],
+        }
+
+    def _asked(self) -> dict[str, Any]:
+        """Return the limits, but a latency as it was asked for: its dense cost is measured anew in every program."""
+        return {r: self._budget.asked()[r] if r == "latency_ns" else limit for r, limit in self._limits.items()}
+
+    @torch.no_grad()
     def _observe(self) -> None:
-        """Called by the optimiser just before it uses the gradients."""
+        """Called by the optimiser just before it uses the gradients.
+
+        A gradient that is zero all over, or not finite (AMP skips its step), does not count.
+        """
+        self._looked = True
         gradient = self._bank.latents.grad
-        if self.done or gradient is None:
+        if self.done or gradient is None or self._replaced():
             return
-        if bool(torch.isfinite(gradient).all()):
-            self._observed += 1
-            self._sparsifier.observe(self._bank, gradient)
+        self._lived = self._bank.living()
+        scale = getattr(self._optimizer, "grad_scale", None)  # a fused optimiser undoes AMP's scaling itself
+        gradient = gradient if scale is None else gradient / scale
+        size = gradient.abs().sum()
+        counts = (size > 0) & (size < math.inf)
+        self._observed = self._observed.to(counts.device) + counts
+        self._sparsifier.observe(self._bank, torch.where(counts, gradient, math.nan))
 
     def _decide(self) -> None:
         """Let the solver name the units that are to go at the present point of the schedule."""
-        self._require_observed()
+        self._require_sound()
         share = self.step_count / self.steps
         limits = {r: round(_of(self._dense, r) * (1 - share) + limit * share) for r, limit in self._limits.items()}
-        self._doomed.copy_(torch.from_numpy(~self._solve(limits)))
-        self._prices.copy_(self._relative_prices())
+        self._doomed = torch.from_numpy(~self._solve(limits)).to(self._bank.alive.device)
+        self._prices = self._relative_prices()
 
     def _finish(self) -> None:
-        self._require_observed()
-        kept = self._solve(self._limits)
+        self._require_sound()
+        kept = settled(self._cost, self._limits, self._solve)
         self._warn_of_a_jump(kept)
         self._bank.keep_(torch.from_numpy(kept))
         self.done = True
 
     def _warn_of_a_jump(self, kept: np.ndarray) -> None:
-        before = self._bank.living().cpu().numpy()
+        before = (self._bank.living() if self._lived is None else self._lived).cpu().numpy()
         for resource, limit in self._limits.items():
             planned = (1 - limit / _of(self._dense, resource)) * self.every / self.steps
             costs = [_of(self._cost.total(self._counts(mask)), resource) for mask in (before, kept)]
@@ -216,11 +348,16 @@ class Search:
                 warnings.warn(
                     f"{jump:.0%} of the dense {resource} had to be cut at once at step {self.step_count}: the "
                     "sparsifier pressed too little. Give the search more steps, or the rule more pressure.",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
 
     def _solve(self, limits: dict[str, int]) -> np.ndarray:
         scores = self._sparsifier.scores(self._bank).detach().double().cpu().numpy()
+        if not np.isfinite(scores).all():
+            raise SearchError(
+                f"{type(self._sparsifier.score).__name__} gave {int((~np.isfinite(scores)).sum())} scores that are not "
+                f"finite at step {self.step_count}; units cannot be ranked by them. See to it that the score is finite."
+            )
         alive = (self._bank.alive > 0).cpu().numpy()
         return self._solver.solve(scores, limits, preferred=alive)
 
@@ -240,59 +377,70 @@ class Search:
         mean = max(float((prices * counts).sum() / max(counts.sum(), 1)), 1e-300)
         return torch.as_tensor(prices[self._of_unit] / mean).to(self._bank.alive)
 
-    def _require_finite(self) -> None:
-        if not bool(torch.isfinite(self._bank.latents).all()):
-            count = int((~torch.isfinite(self._bank.latents)).sum())
+    def _require_sound(self) -> None:
+        """Look at what has happened since the last decision."""
+        broken = int((~torch.isfinite(self._bank.latents)).sum())
+        if broken:
             raise SearchError(
-                f"{count} latents are not finite at step {self.step_count}. The loss or its gradient overflowed: "
+                f"{broken} latents are not finite at step {self.step_count}. The loss or its gradient overflowed: "
                 "lower the learning rate, or clip gradients before optimizer.step()."
             )
-
-    def _require_observed(self) -> None:
-        if self._observed == 0:
+        if not int(self._observed):
             raise SearchError(
                 f"no gradient has reached the latents by step {self.step_count}. Call loss.backward() and "
-                "optimizer.step() before search.step(), and train hyper(...) itself, not the original model."
+                "optimizer.step() before search.step(), train hyper(...) itself, not the original model, and let "
+                "zero_grad() not come between the two."
             )
+        self._warn_of_unmatched_steps()
+
+    def _warn_of_unmatched_steps(self) -> None:
+        if self._unmatched > UNMATCHED and 3 * self._unmatched > self.step_count:
+            warnings.warn(
+                f"{self._unmatched} of {self.step_count} calls of search.step() followed no optimizer.step(). Each "
+                "counts as a step towards the budget: call search.step() once after every optimizer.step().",
+                stacklevel=6,
+            )
+            self._unmatched = -self.steps  # once is enough
 
 
 def _of(cost: Cost, resource: str) -> int:
     return int(getattr(cost, resource))
 
 
-def _check_arguments(hyper: object, steps: object, every: object) -> None:
+def _check_arguments(hyper: object, budget: object, sparsifier: object) -> None:
     if not isinstance(hyper, HyperModel):
         raise SearchError(f"Search takes what hyperize returned, not {type(hyper).__name__}.")
-    for name, value in (("steps", steps), ("every", every)):
-        if name == "every" and value is None:
-            continue
+    if not isinstance(budget, Budget):
+        raise SearchError(f"Search takes a Budget, such as Budget(macs=0.5), not {budget!r}.")
+    if not isinstance(sparsifier, Sparsifier | None):
+        raise SearchError(f"sparsifier must be a Sparsifier, such as L1Proximal(), not {sparsifier!r}.")
+
+
+def _check_numbers(**numbers: object) -> None:
+    for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise SearchError(f"{name} must be an integer of at least 1, not {value!r}.")
 
 
-def _latents_group(optimizer: torch.optim.Optimizer, latents: Tensor) -> dict[str, Any]:
-    """Return the optimiser's parameter group that holds the latents."""
-    for group in optimizer.param_groups:
-        if any(parameter is latents for parameter in group["params"]):
-            if group.get("weight_decay", 0):
-                warnings.warn(
-                    "the optimiser decays the latents; use hyper.parameter_groups(...), which does not.",
-                    stacklevel=3,
-                )
-            return group
-    raise SearchError(
-        "the optimiser does not hold the latents. Build it from hyper.parameter_groups(lr=...), not from the "
-        "original model's parameters."
-    )
+def _check_state(state: dict[str, Any], present: dict[str, Any]) -> None:
+    """Compare a state that is to be loaded with the present one of the search that loads it."""
+    if missing := sorted(present.keys() - state.keys()):
+        raise SearchError(f"the state lacks {missing[0]!r}: it is not what Search.state_dict() returned.")
+    if len(state["doomed"]) != len(present["doomed"]):
+        raise SearchError(
+            f"the state is of a search over {len(state['doomed'])} units, this network has {len(present['doomed'])}."
+        )
+    for what, here in present["about"].items():
+        there = state["about"].get(what)
+        if there != here:
+            raise SearchError(
+                f"the state is of a search with another {what}: {str(there)[:200]}; here it is {str(here)[:200]}. Make "
+                "network, Budget and sparsifier as they were when the state was saved, or start a new search."
+            )
 
 
-def _watch(optimizer: torch.optim.Optimizer, search: Search) -> None:
-    """Let the optimiser show its gradients to the search, for as long as the search lives."""
-    reference = weakref.ref(search)
-
-    def show(*_: Any) -> None:
-        alive = reference()
-        if alive is not None:
-            alive._observe()
-
-    optimizer.register_step_pre_hook(show)
+def _warn_of_decay(options: dict[str, Any]) -> None:
+    if options.get("weight_decay", 0):
+        warnings.warn(
+            "the optimiser decays the latents; use hyper.parameter_groups(...), which does not.", stacklevel=3
+        )

@@ -7,6 +7,7 @@ follows the path the example inputs take, so Python control flow is no obstacle.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ import torch.fx
 from torch import nn
 
 from hyperprune.errors import InputsError, TraceError
+from hyperprune.regions import join_regions_
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _LIBRARY = ("/torch/nn/", "/torch/_", "/torch/functional")
@@ -152,6 +154,12 @@ def owner(node: torch.fx.Node) -> str:
     return _module_path(list((node.meta.get("nn_module_stack") or {}).values()))
 
 
+def owner_class(node: torch.fx.Node) -> str:
+    """Return the class name of the innermost module whose ``forward`` made this call."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][1]).rpartition(".")[2] if stack else ""
+
+
 def drop_caches_(model: nn.Module) -> None:
     """Let modules forget what they computed from their weights in eval mode (attention biases, for instance).
 
@@ -202,12 +210,34 @@ def _train_trace(model: nn.Module, inputs: ExampleInputs, unused: set[str]) -> l
 
 def _export(model: nn.Module, inputs: ExampleInputs) -> Trace:
     try:
-        program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
+        with _plain_outputs(model):
+            program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
     except Exception as error:  # torch.export raises many types; what matters is whether the model itself runs
         _raise_if_model_fails(model, inputs)
         raise TraceError(_cannot_export(model, error)) from error
     signature = program.graph_signature
-    return Trace(program.graph, dict(signature.inputs_to_parameters), dict(signature.inputs_to_buffers), model.training)
+    graph = join_regions_(program.graph)
+    return Trace(graph, dict(signature.inputs_to_parameters), dict(signature.inputs_to_buffers), model.training)
+
+
+@contextmanager
+def _plain_outputs(model: nn.Module) -> Iterator[None]:
+    """Let a model hand out dicts where it hands out dataclasses, which torch.export does not know."""
+    handle = model.register_forward_hook(lambda module, args, output: _without_dataclasses(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _without_dataclasses(output: Any) -> Any:
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return {key: _without_dataclasses(value) for key, value in vars(output).items()}
+    if type(output) in (list, tuple):
+        return type(output)(_without_dataclasses(item) for item in output)
+    if type(output) is dict:
+        return {key: _without_dataclasses(value) for key, value in output.items()}
+    return output
 
 
 def _cannot_export(model: nn.Module, error: Exception) -> str:

@@ -5,7 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from hyperprune import hyperize
+from hyperprune import DHP, Lean, hyperize
+from hyperprune.errors import ModelError
 from hyperprune.export import export_with_proof
 
 
@@ -56,6 +57,113 @@ def test_attention_whose_head_count_cannot_be_mended_keeps_its_heads():
     hyper = hyperize(model, torch.randn(1, 5, 7))
     assert "1.qkv" not in [group.name for group in hyper.coupling.groups]
     assert "2" in [group.name for group in hyper.coupling.groups]
+
+
+class GroupedQuery(nn.Module):
+    """Six query heads share two heads of keys and values, the fused way or by repeating keys and values."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.dim, self.ratio, self.fused = 6, 2, 4, 3, fused
+        self.q, self.k, self.v = nn.Linear(10, 24), nn.Linear(10, 8), nn.Linear(10, 8)
+        self.proj = nn.Linear(24, 5)
+
+    def forward(self, x):
+        sizes = (self.heads, self.kv_heads, self.kv_heads)
+        parts = zip((self.q, self.k, self.v), sizes, strict=True)
+        q, k, v = (layer(x).unflatten(-1, (size, self.dim)).transpose(1, 2) for layer, size in parts)
+        if not self.fused:
+            k, v = k.repeat_interleave(self.ratio, dim=1), v.repeat_interleave(self.ratio, dim=1)
+        x = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=self.fused)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_with_grouped_queries_a_unit_is_a_key_head_with_all_its_query_heads(fused):
+    hyper = hyperize(GroupedQuery(fused), torch.randn(2, 7, 10))
+    group = hyper.coupling.group("q")
+    assert (group.size, group.width, group.makers) == (2, 12, ("q", "k", "v"))
+    hyper.bank.remove_(torch.tensor([True, False]))
+    slim, proof = export_with_proof(hyper)
+    assert (slim.heads, slim.kv_heads, slim.q.out_features, slim.v.out_features) == (3, 1, 12, 4)
+    assert proof.relative_error < 1e-6
+
+
+class Stream(nn.Module):
+    """A residual stream with torch's own attention."""
+
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(5, 24), nn.LayerNorm(24)
+        self.attention = nn.MultiheadAttention(24, 4, **options)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x):
+        x = self.embed(x)
+        y = self.norm(x)
+        return self.head(x + self.attention(y, y, y, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"bias": False}, {"add_bias_kv": True}], ids=str)
+def test_torchs_own_attention_loses_heads_together_with_the_stream(options):
+    model, x = Stream(**options), torch.randn(2, 7, 5)
+    hyper = hyperize(model, x)
+    assert torch.equal(hyper(x), model(x))
+    assert [(group.size, group.makers[0]) for group in hyper.coupling.groups] == [(4, "embed")]
+    hyper.bank.remove_(torch.tensor([False, True, False, False]))
+    slim, proof = export_with_proof(hyper)
+    layer = slim.attention
+    assert (layer.embed_dim, layer.num_heads, layer.head_dim, layer.kdim) == (18, 3, 6, 18)
+    assert slim.embed.out_features == 18
+    assert proof.relative_error < 1e-6
+
+
+@pytest.mark.parametrize("generator", [Lean(), DHP(embedding=2)], ids=["lean", "dhp"])
+@pytest.mark.parametrize(
+    ("model", "shape", "width"),
+    [
+        (Attention(True), (2, 7, 24), 6),
+        (Attention(False), (2, 7, 24), 6),
+        (Attention(True, heads=1), (2, 7, 24), 24),
+        (GroupedQuery(True), (2, 7, 10), 4),
+        (GroupedQuery(False), (2, 7, 10), 4),
+        (Stream(), (2, 7, 5), 6),
+    ],
+    ids=["fused", "written", "one head", "grouped", "repeated", "torch"],
+)
+class TestWidth:
+    def test_a_unit_is_one_channel_inside_every_head(self, model, shape, width, generator):
+        hyper = hyperize(model, torch.randn(shape), attention="width", generator=generator)
+        assert [group.size for group in hyper.coupling.groups] == [width]
+
+    def test_the_start_is_bit_exact_and_any_widths_export_exactly(self, model, shape, width, generator):
+        x = torch.randn(shape)
+        hyper = hyperize(model, x, attention="width", generator=generator)
+        assert torch.equal(hyper(x), model(x))
+        with torch.no_grad():
+            hyper.bank.latents.uniform_(0.5, 1.5)
+        for kept in range(1, width):
+            hyper.bank.keep_(torch.randperm(width) < kept)
+            slim, proof = export_with_proof(hyper)
+            assert proof.relative_error < 1e-5
+        assert sum(p.numel() for p in slim.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_what_attention_loses_must_be_known():
+    with pytest.raises(ModelError, match=r"attention must be one of 'heads', 'width', not 'depth'"):
+        hyperize(Attention(True), torch.randn(1, 7, 24), attention="depth")
+
+
+def test_torchs_own_attention_between_two_streams_keeps_them():
+    class Cross(Stream):
+        def forward(self, x):
+            y = self.norm(self.embed(x))
+            return self.head(self.attention(y, x.repeat(1, 1, 5)[..., :24], y)[0])
+
+    model = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 5), Cross())
+    hyper = hyperize(model, torch.randn(2, 7, 4))
+    assert "0" in [group.name for group in hyper.coupling.groups]
+    assert export_with_proof(hyper)[1].holds
 
 
 @pytest.mark.zoo

@@ -193,3 +193,120 @@ def test_the_lowest_reachable_cost_stands_in_the_error_and_can_be_asked_for() ->
     assert count(keep, coupling).tolist() == [2] * len(cost.full)
     with pytest.raises(BudgetError):
         solver.solve(np.ones(coupling.units), {"macs": lowest - 1})
+
+
+GROUPS = (
+    Group("stem", 0, 16, 1, ("stem", "layer1.0.conv2"), ("layer1.0.conv1",), ()),
+    Group("layer1.0.conv1", 16, 32, 1, ("layer1.0.conv1",), ("layer1.0.conv2",), ()),
+    Group("layer2.attention", 48, 6, 8, ("layer2.attention",), ("layer2.out",), ()),
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "lowest", "highest"),
+    [
+        ({"floors": {"stem": 5}}, [5, 1, 1], [16, 32, 6]),
+        ({"floors": {"layer1.*": 10}}, [10, 10, 1], [16, 32, 6]),  # the stem's channels are layer1.0.conv2's too
+        ({"floors": {"layer1": 10, "layer1.0.conv1": 20}}, [10, 20, 1], [16, 32, 6]),
+        ({"floors": {"layer2.attention": 20}}, [1, 1, 3], [16, 32, 6]),  # channels, in units of eight
+        ({"floors": {"*": 1000}}, [16, 32, 6], [16, 32, 6]),
+        ({"floors": {"stem": 5}, "floor": 7}, [7, 7, 6], [16, 32, 6]),
+        ({"floors": {"stem": 5}, "divisor": 4}, [8, 4, 1], [16, 32, 6]),
+        ({"ceilings": {"layer1.0.conv1": 20}}, [1, 1, 1], [16, 20, 6]),
+        ({"ceilings": {"layer1.0.conv1": 21}, "divisor": 4}, [4, 4, 1], [16, 20, 6]),
+        ({"ceilings": {"*": 30, "stem": 3}}, [1, 1, 1], [3, 30, 3]),
+        ({"ceilings": {"*": 1000}}, [1, 1, 1], [16, 32, 6]),
+        ({"floors": {"stem": 8}, "ceilings": {"stem": 8}}, [8, 1, 1], [8, 32, 6]),
+    ],
+    ids=str,
+)
+def test_floors_and_ceilings_of_layers_count_channels(
+    options: dict[str, Any], lowest: list[int], highest: list[int]
+) -> None:
+    ladder = Ladder.of(GROUPS, Budget(macs=0.5, **options))
+    assert ladder.lowest.tolist() == lowest
+    assert ladder.highest.tolist() == highest
+    assert (ladder.up(ladder.highest) == ladder.highest).all()
+    assert (ladder.down(ladder.lowest) == ladder.lowest).all()
+
+
+@pytest.mark.parametrize("what", ["floors", "ceilings"])
+def test_a_pattern_that_matches_nothing_is_refused_with_what_is_near(what: str) -> None:
+    with pytest.raises(BudgetError, match=rf"{what}: no prunable layer matches 'layer1.0.conv3'.*Did you mean layer1"):
+        Ladder.of(GROUPS, Budget(macs=0.5, **{what: {"layer1.0.conv3": 4}}))
+
+
+def test_a_floor_above_a_ceiling_is_refused_with_both() -> None:
+    with pytest.raises(BudgetError, match=r"stem: a ceiling of 8 channels.*keeps at least 12 of its 16"):
+        Ladder.of(GROUPS, Budget(macs=0.5, floors={"stem": 12}, ceilings={"stem": 8}))
+    with pytest.raises(BudgetError, match=r"stem: a ceiling of 8 channels.*divisor=16"):
+        Ladder.of(GROUPS, Budget(macs=0.5, divisor=16, ceilings={"stem": 8}))
+
+
+@pytest.mark.parametrize("what", ["floors", "ceilings"])
+@pytest.mark.parametrize("value", [64, {"a": 0}, {"a": 2.5}, {"a": True}, {3: 4}, [("a", 4)]], ids=repr)
+def test_bad_bounds_are_refused(what: str, value: Any) -> None:
+    with pytest.raises(BudgetError, match=what):
+        Budget(macs=0.5, **{what: value})
+
+
+def test_floors_that_put_a_budget_out_of_reach_are_named_with_what_they_hold() -> None:
+    coupling, cost = analysed("residual")
+    budget = Budget(macs=0.3, floors={"block1.conv1": 8, "stem": 5})
+    dense = cost.total(cost.full)
+    with pytest.raises(BudgetError, match=r"The floors that hold most: .*stem \(5 units, macs=[\d,]+\)") as caught:
+        Solver(cost, Ladder.of(coupling.groups, budget)).check(budget.limits(dense))
+    assert "block1.conv1 (8 units, macs=" in str(caught.value)
+
+
+def test_a_ceiling_holds_even_where_the_budget_would_keep_everything() -> None:
+    coupling, cost = analysed("residual")
+    budget = Budget(macs=1.0, ceilings={"block1.conv1": 3})
+    solver = Solver(cost, Ladder.of(coupling.groups, budget))
+    counts = count(solver.solve(np.ones(coupling.units), budget.limits(cost.total(cost.full))), coupling)
+    names = [group.name for group in coupling.groups]
+    expected = cost.full.copy()
+    expected[names.index("block1.conv1")] = 3
+    assert counts.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("budget", "limit"),
+    [(Budget(latency=0.5), 5_000_000), (Budget(latency_ms=4), 4_000_000), (Budget(latency_ms=0.25), 250_000)],
+    ids=str,
+)
+def test_latency_is_a_fraction_or_milliseconds(budget: Budget, limit: int) -> None:
+    assert budget.limits(Cost(1, 1, latency_ns=10_000_001)) == {"latency_ns": limit}
+
+
+def test_latency_above_the_dense_one_is_refused_in_milliseconds() -> None:
+    with pytest.raises(BudgetError, match=r"latency_ms=20 is above the dense network's 10"):
+        Budget(latency_ms=20).limits(Cost(1, 1, latency_ns=10_000_000))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"latency": 1},
+        {"latency": 20.0},
+        {"latency": 0.0},
+        {"latency": "fast"},
+        {"latency_ms": 0},
+        {"latency_ms": -3.0},
+        {"latency_ms": float("nan")},
+        {"latency_ms": True},
+        {"latency_ms": "20"},
+        {"latency": 0.5, "latency_ms": 20},
+        {"activation_bytes": 0},
+        {"activation_bytes": 1.5},
+    ],
+    ids=str,
+)
+def test_a_bad_latency_or_memory_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(BudgetError, match=r"latency|activation_bytes"):
+        Budget(**options)
+
+
+def test_a_resource_that_is_not_priced_is_refused() -> None:
+    with pytest.raises(BudgetError, match="does not price activation_bytes"):
+        Budget(activation_bytes=0.5).limits(Cost(10, 10))

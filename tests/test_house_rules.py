@@ -17,7 +17,8 @@ import hyperprune
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "hyperprune").rglob("*.py"))
 PICKLING = {("torch", "save"), ("torch", "load")}
-PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
+PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "jsonpickle"}
+RUNNERS = {"eval", "exec", "compile", "__import__"}
 MACHINE_PATH = re.compile(r"(?<![\w.~}])/(?:work|home|root|Users|mnt)/[\w.]")
 REGISTRY = re.compile(r"(?:pypi|pythonhosted|anaconda)\.org|download\.pytorch|conda\.io|index[-_]url|find-links", re.I)
 
@@ -59,6 +60,22 @@ def pickling_in(path: Path) -> Iterator[str]:
             yield f"{path.name}:{node.lineno}: {ast.unparse(node)}"
 
 
+def running_text_in(path: Path) -> Iterator[str]:
+    """Yield the calls that run text as code, or let numpy unpickle."""
+    for node in nodes_of(path):
+        if not isinstance(node, ast.Call):
+            continue
+        if isinstance(node.func, ast.Name) and node.func.id in RUNNERS:
+            yield f"{path.name}:{node.lineno}: {node.func.id}(...)"
+        for keyword in node.keywords:
+            if keyword.arg == "allow_pickle" and not is_false(keyword.value):
+                yield f"{path.name}:{node.lineno}: allow_pickle={ast.unparse(keyword.value)}"
+
+
+def is_false(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is False
+
+
 def names_defined_in(path: Path) -> Iterator[str]:
     for node in nodes_of(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -94,6 +111,22 @@ def test_the_search_for_pickling_finds_it(tmp_path: Path) -> None:
     guilty = tmp_path / "guilty.py"
     guilty.write_text("import pickle\nimport torch\nfrom torch import load\ntorch.save(1, 'x')\n")
     assert len(list(pickling_in(guilty))) == 3
+    for module in sorted(PICKLERS):
+        guilty.write_text(f"def later():\n    from {module} import loads\n")
+        assert len(list(pickling_in(guilty))) == 1
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_runs_text_as_code(path: Path) -> None:
+    assert list(running_text_in(path)) == []
+
+
+def test_the_search_for_text_that_is_run_finds_it_and_lets_methods_be(tmp_path: Path) -> None:
+    guilty = tmp_path / "guilty.py"
+    guilty.write_text("eval('1')\nexec('1')\n__import__('x')\nnumpy.load('x', allow_pickle=True)\n")
+    assert len(list(running_text_in(guilty))) == 4
+    guilty.write_text("model.eval()\nre.compile('x')\ntorch.compile(model)\nnumpy.load('x', allow_pickle=False)\n")
+    assert list(running_text_in(guilty)) == []
 
 
 def test_no_file_names_a_path_of_one_machine() -> None:
@@ -110,12 +143,13 @@ def test_costs_are_called_macs_in_every_name_of_ours() -> None:
 
 
 @pytest.mark.parametrize("name", hyperprune.__all__)
-def test_every_public_name_exists_and_has_a_docstring_of_its_own(name: str) -> None:
+def test_every_public_name_has_a_docstring_of_its_own_with_an_example(name: str) -> None:
     thing = getattr(hyperprune, name)
     assert inspect.isclass(thing) or callable(thing)
     text = (thing.__doc__ or "").strip()
     assert text
     assert not text.startswith(f"{name}("), "the docstring dataclass writes is not one"
+    assert ">>> " in text, "an example, which runs as a doctest"
 
 
 def test_all_names_of_the_public_api_are_sorted_out_once() -> None:

@@ -109,3 +109,21 @@ def test_a_norm_called_inside_another_layers_forward_keeps_its_channels():
     hyper = hyperize(Functional(nn.LayerNorm(12)), torch.randn(1, 3, 5, 5))
     assert [group.name for group in hyper.coupling.groups] == ["inner"]
     assert any("norm reads all channels" in frozen.reason for frozen in hyper.coupling.frozen)
+
+
+def test_a_norm_whose_input_is_passed_by_name_counts_the_living_too():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.out = nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.out(self.norm(input=self.a(x)))
+
+    hyper = hyperize(Named(), torch.randn(2, 3))
+    hyper.bank.remove_(torch.arange(8) < 3)
+    slim, proof = export_with_proof(hyper)
+    assert slim.norm.normalized_shape == (5,)
+    assert not slim.norm._forward_pre_hooks
+    assert not slim.norm._forward_pre_hooks_with_kwargs
+    assert proof.relative_error < 1e-6

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
+from torch import nn
 
 from hyperprune import WidthPlan
-from hyperprune.plan import Resize, Slice
+from hyperprune.plan import Resize, Slice, plans_of
+from hyperprune.slim import carve_
 
 PLAN = WidthPlan((Slice("a.weight", 0, 8, (0, 3, 5)), Slice("a.bias", 0, 8, (0, 3, 5))), (Resize("block", 8, 3),))
 
@@ -30,3 +33,12 @@ def test_plans_compare_by_value_and_cannot_be_changed() -> None:
     assert hash(PLAN) == hash(WidthPlan.from_json(PLAN.to_json()))
     with pytest.raises(AttributeError):
         PLAN.slices = ()  # type: ignore[misc]
+
+
+def test_a_carved_model_and_its_copies_know_the_plans_that_made_them() -> None:
+    model = nn.Linear(3, 4)
+    assert plans_of(model) == ()
+    first, second = (WidthPlan((Slice("weight", 0, n, (0, 1)), Slice("bias", 0, n, (0, 1)))) for n in (4, 2))
+    carve_(carve_(model, first), second)
+    assert plans_of(copy.deepcopy(model)) == (first, second)
+    assert list(model.state_dict()) == ["weight", "bias"]

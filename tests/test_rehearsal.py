@@ -108,15 +108,55 @@ def exact(model: nn.Module, x: Tensor, times: int = 5) -> Any:
     return hyper.coupling
 
 
-@pytest.mark.parametrize("sizes", [(4, 6), (7, 3), (2, 8)])
+class Twins(Mendable):
+    """As Mendable, but each size is an attribute of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(5, 5)
+        del self.sizes
+        self.left, self.right = 5, 5
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.split(self.conv(x), [self.left, self.right], dim=1)
+        return self.out(self.a(left) + self.b(right))
+
+
+class Bias(nn.Module):
+    """A bias per head, read by a method that is not forward()."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads, self.table = heads, nn.Linear(2, heads)
+
+    def get_bias(self, places: Tensor) -> Tensor:
+        return self.table(places).view(-1, self.heads)
+
+
+class CallsAMethod(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.a, self.bias, self.out = 4, nn.Linear(5, 4), Bias(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.a(x).view(-1, self.heads) * self.bias.get_bias(x[..., :2]))
+
+
+@pytest.mark.parametrize("sizes", [(4, 6), (7, 3), (2, 8), (5, 5)])
 def test_sizes_kept_as_attributes_are_mended(sizes: tuple[int, int]) -> None:
     coupling = exact(Mendable(*sizes), torch.randn(IMAGE))
     assert layout(coupling, ("conv",))["conv"] == "abcdefghij"
 
 
 def test_two_equal_sizes_that_would_become_different_are_let_go_of() -> None:
-    coupling = exact(Mendable(5, 5), torch.randn(IMAGE))
+    coupling = exact(Twins(), torch.randn(IMAGE))
     assert layout(coupling, ("a",)) == {"conv": "..........", "a": "abcde", "b": "abcde", "out": ".."}
+
+
+def test_a_module_whose_other_methods_are_called_takes_over_the_sizes_of_its_caller() -> None:
+    model = nn.Sequential(CallsAMethod())
+    coupling = exact(model, torch.randn(3, 5))
+    assert coupling.group("0.a").makers == ("0.a", "0.bias.table")
+    assert {size.module for size in coupling.sizes} == {"0", "0.bias"}
 
 
 def test_the_slim_model_holds_the_new_sizes_and_the_model_keeps_the_old() -> None:

@@ -1,6 +1,22 @@
-"""Cost: MACs and parameters of a network at any widths, by formula, and by an independent counter."""
+"""Cost: what a network costs at any widths, by formula and by measured models, and by an independent counter."""
 
+from hyperprune.cost.axes import Axes, Form
 from hyperprune.cost.counters import CountedCost, count_with_fvcore
+from hyperprune.cost.latency import Clock, LatencyModel, LayerTable
+from hyperprune.cost.meters import Elements, Meter, Moments
 from hyperprune.cost.model import Cost, CostModel
 
-__all__ = ["Cost", "CostModel", "CountedCost", "count_with_fvcore"]
+__all__ = [
+    "Axes",
+    "Clock",
+    "Cost",
+    "CostModel",
+    "CountedCost",
+    "Elements",
+    "Form",
+    "LatencyModel",
+    "LayerTable",
+    "Meter",
+    "Moments",
+    "count_with_fvcore",
+]

@@ -1,31 +1,45 @@
-"""MACs and parameters as a function of how many units of each group live.
+"""What a network costs as a function of how many units of each group live.
 
 All units of a group live at the same sites equally often, so cost depends on the groups' counts alone. A weight
 costs as many MACs as it has elements, at each position it is applied to; both are products of the lengths of
-its axes, and each length is linear in the counts.
+its axes, and each length is linear in the counts. Other resources come as meters (``hyperprune.metering``).
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from hyperprune.coupling import STAYS, CouplingMap
+from hyperprune.cost.axes import Axes
+from hyperprune.cost.meters import Elements, Meter
+from hyperprune.coupling import CouplingMap
 
-RESOURCES = ("macs", "params")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cost:
     """Cost of one network: multiply-adds of its convolutions and linear layers, and all its parameters.
 
     MACs are those of one forward pass on the example inputs: with a batch of one, MACs per image.
+
+    Attributes:
+        macs: multiply-adds.
+        params: parameters.
+        activation_bytes: most bytes of activations alive at one time; None where that is not metered.
+        latency_ns: nanoseconds of one forward pass; None where that is not metered.
     """
 
     macs: int
     params: int
+    activation_bytes: int | None = None
+    latency_ns: int | None = None
+
+    def __repr__(self) -> str:
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        return f"Cost({', '.join(f'{name}={value}' for name, value in known.items())})"
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,10 @@ class CostModel:
         coupling: the network's groups and sites.
         model: the dense network; parameters the analysis never met count as they are.
 
+    Attributes:
+        full: units per group, shape ``[groups]``.
+        meters: what prices each resource.
+
     Example:
         >>> import torch
         >>> from torch import nn
@@ -57,77 +75,67 @@ class CostModel:
     """
 
     def __init__(self, coupling: CouplingMap, model: nn.Module) -> None:
-        self._names = [tensor.name for tensor in coupling.tensors]
-        self._shapes = [tensor.shape for tensor in coupling.tensors]
-        self.full = np.array([group.size for group in coupling.groups], dtype=np.int64)
+        self._tensors = coupling.tensors
+        self._sliced = _sliced_axes(coupling)
+        self._axes = Axes(coupling, [(tensor.name, self._sliced[tensor.name]) for tensor in coupling.tensors])
+        self.full = self._axes.full
         parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
-        met = [name in parameters for name in self._names]
-        self._weights = {
-            "macs": np.array([tensor.positions for tensor in coupling.tensors], dtype=np.int64),
-            "params": np.array(met, dtype=np.int64),
+        elements = np.array([int(np.prod(tensor.shape, dtype=np.int64)) for tensor in coupling.tensors], dtype=np.int64)
+        fixed = elements // self._axes.lengths(self.full).prod(axis=0)
+        self._macs = fixed * np.array([tensor.positions for tensor in coupling.tensors], dtype=np.int64)
+        self._params = fixed * np.array([tensor.name in parameters for tensor in coupling.tensors], dtype=np.int64)
+        unmet = parameters.keys() - {tensor.name for tensor in coupling.tensors}
+        self.meters: Mapping[str, Meter] = {
+            "macs": Elements(self._axes, self._macs),
+            "params": Elements(self._axes, self._params, sum(parameters[name] for name in unmet)),
         }
-        self._rest = sum(size for name, size in parameters.items() if name not in set(self._names))
-        self._read_sites(coupling)
 
-    def _read_sites(self, coupling: CouplingMap) -> None:
-        """Write each tensor's elements as fixed x (own_a + a . counts) x (own_b + b . counts)."""
-        tensors, groups = len(self._names), len(self.full)
-        place = {name: at for at, name in enumerate(self._names)}
-        self._fixed = np.array([int(np.prod(shape, dtype=np.int64)) for shape in self._shapes], dtype=np.int64)
-        self._own = np.ones((2, tensors), dtype=np.int64)
-        self._slope = np.zeros((2, tensors, groups), dtype=np.int64)
-        self._axis_of: dict[tuple[int, int], int] = {}
-        of_unit = coupling.of_unit()
-        taken = np.zeros(tensors, dtype=np.int64)
-        for site in coupling.sites:
-            if site.tensor not in place:
-                continue
-            at = place[site.tensor]
-            side = int(taken[at])
-            taken[at] += 1
-            units = np.array(site.units)
-            self._fixed[at] //= len(units)
-            self._own[side, at] = int((units == STAYS).sum())
-            self._slope[side, at] = np.bincount(of_unit[units[units != STAYS]], minlength=groups) // self.full
-            self._axis_of[at, site.axis] = side
-
-    def lengths(self, counts: np.ndarray) -> np.ndarray:
-        """Return the lengths of the two sliced axes of every tensor, shape ``[2, tensors]``."""
-        return self._own + self._slope @ np.asarray(counts, dtype=np.int64)
+    def metered(self, resource: str, meter: Meter) -> CostModel:
+        """Return a cost model that prices one resource more: a field of ``Cost``."""
+        found = copy.copy(self)
+        found.meters = {**self.meters, resource: meter}
+        return found
 
     def total(self, counts: np.ndarray) -> Cost:
         """Return the cost of a network with so many units living in each group, shape ``[groups]``."""
-        elements = self._fixed * self.lengths(counts).prod(axis=0)
-        return Cost(int(self._weights["macs"] @ elements), int(self._weights["params"] @ elements) + self._rest)
+        return Cost(**{resource: int(meter.values(counts).max()) for resource, meter in self.meters.items()})
 
     def changes(self, counts: np.ndarray, delta: np.ndarray) -> dict[str, np.ndarray]:
         """Return what each resource gains when one group alone changes by ``delta[g]`` units, shape ``[groups]``.
 
-        This is exact: the cost is bilinear in the counts.
+        This is exact.
         """
-        a, b = self.lengths(counts)
-        grow = self._slope * np.asarray(delta, dtype=np.int64)
-        gain = a[:, None] * grow[1] + b[:, None] * grow[0] + grow[0] * grow[1]
-        gain *= self._fixed[:, None]
-        return {resource: self._weights[resource] @ gain for resource in RESOURCES}
+        found = {}
+        for resource, meter in self.meters.items():
+            values = meter.values(counts)
+            found[resource] = (values[:, None] + meter.changes(counts, delta)).max(axis=0) - values.max()
+        return found
 
     def layers(self, counts: np.ndarray) -> list[LayerCost]:
         """Return the cost of every parameter tensor the analysis met."""
-        lengths = self.lengths(counts)
-        elements = self._fixed * lengths.prod(axis=0)
+        lengths = self._axes.lengths(counts)
+        elements = lengths.prod(axis=0)
         return [
             LayerCost(
-                name,
+                tensor.name,
                 self._shape(at, lengths),
-                int(self._weights["macs"][at] * elements[at]),
-                int(self._weights["params"][at] * elements[at]),
+                int(self._macs[at] * elements[at]),
+                int(self._params[at] * elements[at]),
             )
-            for at, name in enumerate(self._names)
+            for at, tensor in enumerate(self._tensors)
         ]
 
     def _shape(self, at: int, lengths: np.ndarray) -> tuple[int, ...]:
-        shape = list(self._shapes[at])
-        for (tensor, axis), side in self._axis_of.items():
-            if tensor == at:
-                shape[axis] = int(lengths[side, at])
+        shape = list(self._tensors[at].shape)
+        for side, axis in enumerate(self._sliced[self._tensors[at].name]):
+            shape[axis] = int(lengths[side, at])
         return tuple(shape)
+
+
+def _sliced_axes(coupling: CouplingMap) -> dict[str, tuple[int, ...]]:
+    """Return for each tensor the axes along which units lie: none, one or two."""
+    found: dict[str, tuple[int, ...]] = {tensor.name: () for tensor in coupling.tensors}
+    for site in coupling.sites:
+        if site.tensor in found:
+            found[site.tensor] += (site.axis,)
+    return found

@@ -1,6 +1,19 @@
 """Coupling: units (channels that live or die together), groups of units, and the sites where they lie."""
 
-from hyperprune.coupling.build import build
-from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Norm, Site, Size, Tensor
+from hyperprune.coupling.build import Heir, build, lies_inside
+from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor
 
-__all__ = ["STAYS", "CouplingMap", "Frozen", "Group", "Norm", "Site", "Size", "Tensor", "build"]
+__all__ = [
+    "STAYS",
+    "CouplingMap",
+    "Frozen",
+    "Group",
+    "Heir",
+    "Norm",
+    "Product",
+    "Site",
+    "Size",
+    "Tensor",
+    "build",
+    "lies_inside",
+]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
 
 import numpy as np
 from torch import nn
 
 from hyperprune.coupling.components import components
-from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Norm, Site, Size, Tensor
+from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor
 from hyperprune.labels import Ledger
 from hyperprune.labels.ledger import ELASTIC, Freeze, Tie
 from hyperprune.labels.reasons import ALONE, KEPT, SEVERAL_AXES, SIZE_IN_FORWARD, TIED, TOO_LARGE, UNREAD
 from hyperprune.trace import Origin
 
+Heir = tuple[str, str]
 Homes = tuple[tuple[int, int], ...]
 _NOWHERE = Origin("", "", "")
 
@@ -36,6 +38,7 @@ def build(
     unreached: Iterable[str] = (),
     closed: Iterable[str] = (),
     kept: frozenset[str] = frozenset(),
+    heirs: Iterable[Heir] = (),
 ) -> CouplingMap:
     """Solve the ledger's ties and lay out units, groups and sites.
 
@@ -47,6 +50,7 @@ def build(
         unreached: parameters that no trace reached, for the report.
         closed: modules whose channels all stay.
         kept: modules whose output channels the user keeps.
+        heirs: modules that take over the sizes on one line of the module around them, with that line.
     """
     _freeze_shared(ledger, model)
     _freeze_closed(ledger, closed)
@@ -56,7 +60,7 @@ def build(
     marked = _on_axes(ledger, roots)
     reasons = _reasons(ledger, roots, marked)
     axes = _axes(ledger, roots, reasons, marked)
-    _require_reader(axes, reasons)
+    _require_reader(axes, reasons, _gated_rows(ledger, roots))
     members = _members(axes, reasons, ledger.size)
     _require_company(members, reasons, _bonds(ledger, roots))
     units = np.full(ledger.size, STAYS)
@@ -68,8 +72,10 @@ def build(
         sites=tuple(site for site in sites if any(unit != STAYS for unit in site.units)),
         frozen=_frozen(axes, reasons),
         tensors=_tensors(ledger),
-        sizes=_sizes(ledger, of_label),
+        sizes=_inherited(_sizes(ledger, of_label), heirs),
         norms=_norms(ledger, of_label),
+        products=_products(ledger, of_label),
+        standardised=_standardised(ledger, of_label),
         unreached=tuple(sorted(unreached)),
     )
 
@@ -179,8 +185,14 @@ def _element_axis(tensor: str, grid: np.ndarray, reasons: dict[int, Freeze], mar
     return []
 
 
-def _require_reader(axes: list[_Axis], reasons: dict[int, Freeze]) -> None:
-    read = {root for axis in axes if axis.role == "reads" for root in axis.roots.tolist()}
+def _gated_rows(ledger: Ledger, roots: np.ndarray) -> set[int]:
+    """Return the roots of the rows that are gated because a product between activations sums over them."""
+    rows = [ledger.axes[call.weight.name, 0][call.rows] for call in ledger.products]
+    return {root for labels in rows for root in roots[labels.numpy()].tolist()}
+
+
+def _require_reader(axes: list[_Axis], reasons: dict[int, Freeze], gated: set[int]) -> None:
+    read = {root for axis in axes if axis.role == "reads" for root in axis.roots.tolist()} | gated
     for axis in axes:
         for root in set(axis.roots.tolist()) - read:
             reasons.setdefault(root, Freeze(None, UNREAD, Origin("", axis.tensor, "")))  # type: ignore[arg-type]
@@ -296,12 +308,32 @@ def _sizes(ledger: Ledger, units: np.ndarray) -> tuple[Size, ...]:
     """Return the sizes that change; ``units`` holds the unit of every label."""
     found: dict[Size, None] = {}
     for call in ledger.sized:
-        for extent in call.extents:
+        for extent, parts in zip(call.extents, chain([call.parts], repeat(())), strict=False):
             here = units[extent.numpy()]
             if (here != STAYS).any():
                 slots = tuple(tuple(np.unique(row).tolist()) for row in here)
-                found[Size(call.node, call.origin.module, slots, call.origin.source)] = None
+                found[Size(call.node, call.origin.module, slots, call.origin.source, parts)] = None
     return tuple(found)
+
+
+def lies_inside(path: str, module: str) -> bool:
+    """Say whether a module lies inside another; the network itself has the empty path.
+
+    Example:
+        >>> lies_inside("layer1.0", "layer1"), lies_inside("layer1", ""), lies_inside("layer1", "layer1")
+        (True, True, False)
+    """
+    return path != module and (not module or path.startswith(f"{module}."))
+
+
+def _inherited(sizes: tuple[Size, ...], heirs: Iterable[Heir]) -> tuple[Size, ...]:
+    """Add the sizes on an heir's line of the nearest module around it once more, for the heir."""
+    holders = sorted({size.module for size in sizes}, key=len)
+    inside: list[Size] = []
+    for heir, line in heirs:
+        around = [module for module in holders if lies_inside(heir, module)][-1:]
+        inside += [replace(size, module=heir) for size in sizes if size.module in around and size.source == line]
+    return (*sizes, *inside)
 
 
 def _norms(ledger: Ledger, units: np.ndarray) -> tuple[Norm, ...]:
@@ -312,3 +344,22 @@ def _norms(ledger: Ledger, units: np.ndarray) -> tuple[Norm, ...]:
         if (here != STAYS).any():
             found[Norm(call.module, tuple(here.tolist()), call.axis, call.groups, call.centred, call.spatial)] = None
     return tuple(found)
+
+
+def _products(ledger: Ledger, units: np.ndarray) -> tuple[Product, ...]:
+    """Return the products that sum over prunable channels; ``units`` holds the unit of every label."""
+    found: dict[Product, None] = {}
+    for call in ledger.products:
+        slots = units[call.channels.numpy()]
+        if (slots != STAYS).any():
+            names = tuple(tensor.name for tensor in (call.weight, call.bias) if tensor is not None)
+            here = units[ledger.axes[call.weight.name, 0][call.rows].numpy()]
+            rows, living = tuple(call.rows.tolist()), tuple(here.tolist())
+            found[Product(call.node, names, rows, living, tuple(slots.tolist()), call.rooted)] = None
+    return tuple(found)
+
+
+def _standardised(ledger: Ledger, units: np.ndarray) -> tuple[str, ...]:
+    """Return the standardised weights that read prunable channels; ``units`` holds the unit of every label."""
+    found = [name for name in ledger.standardised if (units[ledger.axes[name, 1].numpy()] != STAYS).any()]
+    return tuple(sorted(found))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from hyperprune.coupling.show import coupling_table, explanation
-from hyperprune.plan import Resize, Slice, WidthPlan
+from hyperprune.plan import Rescale, Resize, Slice, WidthPlan
 
 STAYS = -1
 
@@ -104,16 +107,31 @@ class Size:
         slots: for each position the units that lie there (``STAYS`` for a channel that stays); the size is the
             number of positions where any of them lives.
         source: line of the user's source that makes the call.
+        parts: if the call cuts the positions into consecutive parts, their sizes.
     """
 
     node: str
     module: str
     slots: tuple[tuple[int, ...], ...]
     source: str = ""
+    parts: tuple[int, ...] = ()
+
+    @property
+    def can_change(self) -> bool:
+        """Whether the size follows the channels: not if the same units lie at every position."""
+        return len(set(self.slots)) > 1
 
     def after(self, alive: np.ndarray) -> int:
         """Return the size when only units with ``alive`` true live."""
-        return sum(any(unit == STAYS or alive[unit] for unit in slot) for slot in self.slots)
+        return sum(self._lives(alive))
+
+    def parts_after(self, alive: np.ndarray) -> tuple[int, ...]:
+        """Return the sizes of the parts when only units with ``alive`` true live."""
+        lives, ends = self._lives(alive), list(accumulate(self.parts))
+        return tuple(sum(lives[end - part : end]) for end, part in zip(ends, self.parts, strict=True))
+
+    def _lives(self, alive: np.ndarray) -> list[bool]:
+        return [any(unit == STAYS or bool(alive[unit]) for unit in slot) for slot in self.slots]
 
 
 @dataclass(frozen=True)
@@ -138,10 +156,53 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A product between activations that sums over channels (attention's query times key).
+
+    Attributes:
+        node: the call in the graph.
+        tensors: the weight whose rows make one factor, and its bias: these rows are gated too.
+        rows: which rows along their first axis.
+        units: for each row of ``rows`` its unit, ``STAYS`` (-1) where it stays.
+        slots: for each channel that is summed over its unit.
+        rooted: whether the product is divided by the root of the number of channels.
+    """
+
+    node: str
+    tensors: tuple[str, ...]
+    rows: tuple[int, ...]
+    units: tuple[int, ...]
+    slots: tuple[int, ...]
+    rooted: bool
+
+    def factor(self, alive: np.ndarray) -> float:
+        """Return what the rows are to be multiplied by when only units with ``alive`` true live."""
+        living = sum(unit == STAYS or bool(alive[unit]) for unit in self.slots)
+        return math.sqrt(living / len(self.slots)) if self.rooted else 1.0
+
+    def along(self, size: int) -> tuple[int, ...]:
+        """Return the unit at each of ``size`` positions of the first axis, ``STAYS`` where no row is gated."""
+        units = np.full(size, STAYS)
+        units[list(self.rows)] = self.units
+        return tuple(units.tolist())
+
+
+@dataclass(frozen=True)
 class CouplingMap:
     """All groups of a network, every site they live at, and what had to stay.
 
-    ``print`` shows it as a table; ``to_json`` and ``from_json`` keep it.
+    ``print`` shows it as a table; ``to_json`` and ``from_json`` keep it. ``standardised`` names the weights that
+    ``forward`` standardises row by row, over the living inputs while searching.
+
+    Example:
+        >>> import torch
+        >>> from hyperprune import hyperize
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> coupling = hyperize(model, torch.randn(1, 4)).coupling
+        >>> [(group.name, group.size, group.makers) for group in coupling.groups]
+        [('0', 8, ('0',))]
+        >>> CouplingMap.from_json(coupling.to_json()) == coupling
+        True
     """
 
     groups: tuple[Group, ...]
@@ -150,6 +211,8 @@ class CouplingMap:
     tensors: tuple[Tensor, ...]
     sizes: tuple[Size, ...] = ()
     norms: tuple[Norm, ...] = ()
+    products: tuple[Product, ...] = ()
+    standardised: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
 
     @cached_property
@@ -176,13 +239,31 @@ class CouplingMap:
         """Turn a mask over units, bool of shape ``[units]``, into kept positions of tensors."""
         alive = np.asarray(alive, dtype=bool)
         slices = [Slice(s.tensor, s.axis, len(s.units), s.kept(alive)) for s in self.sites]
-        return WidthPlan(tuple(cut for cut in slices if len(cut.kept) < cut.size), tuple(self._resizes(alive)))
+        return WidthPlan(
+            tuple(cut for cut in slices if len(cut.kept) < cut.size),
+            tuple(self._resizes(alive)),
+            tuple(self._rescales(alive)),
+        )
+
+    def _rescales(self, alive: np.ndarray) -> list[Rescale]:
+        """Rows are rescaled once, however many products they make a factor of."""
+        factors = [(product, product.factor(alive)) for product in self.products]
+        found = [Rescale(t, p.rows, factor) for p, factor in factors if factor != 1 for t in p.tensors]
+        return list(dict.fromkeys(found))
 
     def _resizes(self, alive: np.ndarray) -> list[Resize]:
-        found = set()
+        found = {Resize(size.module, len(size.slots), size.after(alive)) for size in self._clear_sizes}
+        found |= {Resize(size.module, size.parts, size.parts_after(alive)) for size in self.sizes if size.parts}
+        return sorted(found, key=lambda resize: (resize.module, str(resize.old), str(resize.new)))
+
+    @cached_property
+    def _clear_sizes(self) -> tuple[Size, ...]:
+        """The sizes whose number tells them: no other size of the module has it and may change differently."""
+        kinds: dict[tuple[str, int], set[tuple[tuple[int, ...], ...]]] = defaultdict(set)
         for size in self.sizes:
-            found.add(Resize(size.module, len(size.slots), size.after(alive)))
-        return sorted(found, key=lambda resize: (resize.module, resize.old, resize.new))
+            if size.can_change:
+                kinds[size.module, len(size.slots)].add(tuple(sorted(size.slots)))
+        return tuple(s for s in self.sizes if s.can_change and len(kinds[s.module, len(s.slots)]) == 1)
 
     def explain(self, layer: str) -> str:
         """Say in words what the channels of one layer are tied to, through which calls, and what stays.
@@ -194,9 +275,10 @@ class CouplingMap:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists, dicts, strings and ints."""
-        keys = ("groups", "sites", "frozen", "tensors", "sizes", "norms")
+        keys = ("groups", "sites", "frozen", "tensors", "sizes", "norms", "products")
         return {key: [vars(item).copy() for item in getattr(self, key)] for key in keys} | {
-            "unreached": list(self.unreached)
+            "standardised": list(self.standardised),
+            "unreached": list(self.unreached),
         }
 
     @classmethod
@@ -209,9 +291,11 @@ class CouplingMap:
             "tensors": Tensor,
             "sizes": Size,
             "norms": Norm,
+            "products": Product,
         }
         fields = {key: tuple(kind(**_frozen(item)) for item in data[key]) for key, kind in kinds.items()}
-        return cls(**fields, unreached=tuple(data["unreached"]))
+        names = {key: tuple(data[key]) for key in ("standardised", "unreached")}
+        return cls(**fields, **names)
 
     def dumps(self) -> str:
         """Return the map as JSON text."""

@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,9 +23,10 @@ from hyperprune.demo.resnet import resnet20
 from hyperprune.demo.train import accuracy, phase, train
 from hyperprune.errors import HyperpruneError
 from hyperprune.export import export_with_proof
+from hyperprune.files import write_whole
 from hyperprune.hyper import HyperModel, hyperize
 from hyperprune.plots import SearchPoint, plot_pruning, save_figure
-from hyperprune.report import ModelReport, comparison_table, measure_latency, report_on
+from hyperprune.reporting import ModelReport, comparison_table, measure_latency, report_on
 from hyperprune.search import Search
 
 STEPS_PER_EPOCH = 20  # 1297 training images in batches of 64
@@ -252,7 +252,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write the weights of ``model`` as safetensors, whole or not at all."""
     from safetensors.torch import save
 
-    _replace(path, save({name: value.contiguous() for name, value in model.state_dict().items()}))
+    write_whole(path, save({name: value.contiguous() for name, value in model.state_dict().items()}))
 
 
 def report_all(
@@ -312,7 +312,7 @@ def write_numbers(settings: DemoSettings, reports: tuple[ModelReport, ...]) -> P
         "settings": asdict(settings) | {"out": str(settings.out)},
         "models": [asdict(report) for report in reports],
     }
-    _replace(path, json.dumps(content, indent=2).encode())
+    write_whole(path, json.dumps(content, indent=2).encode())
     return path
 
 
@@ -326,12 +326,6 @@ def _headline(reports: tuple[ModelReport, ...]) -> str:
 
 def _percent(report: ModelReport) -> str:
     return "unknown" if report.accuracy is None else f"{report.accuracy:.1%}"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    os.replace(draft, path)
 
 
 def tell(stage: Stage, reports: tuple[ModelReport, ...], files: tuple[Path, ...], seconds: float) -> None:

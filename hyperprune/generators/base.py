@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hyperprune.coupling import CouplingMap, Site
-from hyperprune.latents import LatentBank
+from hyperprune.latents import LatentBank, select
 
 
 class Generated(nn.Module):
@@ -23,10 +23,54 @@ class Generated(nn.Module):
 
     order: tuple[str, ...] = ()
 
+    def forward(self, *originals: Tensor) -> Tensor:
+        """Return the weight that the layer uses.
+
+        Under ``no_grad`` it says of itself what the parameter would say, that it requires a gradient: torch chooses
+        between kernels by that, and they differ in the last bit.
+        """
+        weight = self.generate(*originals)
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            weight.requires_grad_(originals[0].requires_grad)
+        return weight
+
+    def generate(self, *originals: Tensor) -> Tensor:
+        """Make the weight from what the layer owns in its place."""
+        raise NotImplementedError
+
     def plain(self, *originals: Tensor) -> Tensor:
         """Return the weight that a plain layer gets at export; the generated one unless said otherwise."""
         value: Tensor = self(*originals)
         return value
+
+
+class GatedRows(Generated):
+    """A weight or bias, generated or not, times the gates of its rows: one factor of a product between activations.
+
+    Args:
+        inner: what generates the weight; None where nothing does.
+        units: the unit at each position of the first axis, ``STAYS`` for rows that are not gated.
+    """
+
+    def __init__(self, bank: LatentBank, inner: Generated | None, units: tuple[int, ...]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.rows = select(bank, units)
+
+    def right_inverse(self, weight: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Hand the starting tensors of what generates the weight to torch's parametrization."""
+        start = getattr(self.inner, "right_inverse", None)
+        return weight if start is None else cast(tuple[Tensor, ...], start(weight))
+
+    def generate(self, *originals: Tensor) -> Tensor:
+        return self._gated(originals[0] if self.inner is None else self.inner(*originals))
+
+    def plain(self, *originals: Tensor) -> Tensor:
+        """Return the plain weight of what generates it, gated."""
+        return self._gated(originals[0] if self.inner is None else self.inner.plain(*originals))
+
+    def _gated(self, weight: Tensor) -> Tensor:
+        return weight * self.rows().to(weight.dtype).view(-1, *[1] * (weight.ndim - 1))
 
 
 class Generator(Protocol):
@@ -56,10 +100,16 @@ def attach(model: nn.Module, bank: LatentBank, coupling: CouplingMap, generator:
     """
     rng = torch.Generator().manual_seed(seed)
     generator.start_(bank, rng)
-    for tensor, sites in _weights(coupling).items():
+    factors = {tensor: product for product in coupling.products for tensor in product.tensors}
+    gated = _weights(coupling)
+    for tensor in dict.fromkeys([*factors, *gated]):
+        sites = gated.get(tensor, {})
         path, _, name = tensor.rpartition(".")
         module = model.get_submodule(path)
-        made = generator.weight(bank, module, getattr(module, name), sites, rng)
+        weight = getattr(module, name)
+        made = generator.weight(bank, module, weight, sites, rng) if sites else None
+        if tensor in factors:
+            made = GatedRows(bank, made, factors[tensor].along(len(weight)))
         if made is not None:
             made.order = tuple(module._parameters)
             parametrize.register_parametrization(module, name, made, unsafe=True)

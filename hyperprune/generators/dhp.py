@@ -50,7 +50,8 @@ class DHPWeight(Generated):
         start, self._start = self._start, None  # type: ignore[assignment]
         return start
 
-    def forward(self, embedding: Tensor, explicit: Tensor) -> Tensor:
+    def generate(self, *originals: Tensor) -> Tensor:
+        embedding, explicit = originals
         pairs = self._product_of_latents(embedding)
         weight = torch.einsum("nckm,ncm->nck", explicit, embedding * pairs)
         return weight.reshape(self.shape)
@@ -74,6 +75,17 @@ class DHP:
         scratch: start from the paper's random latents and weights instead of the model's own weights;
             the hyperized model then computes something new, and is trained from scratch.
         spread: half-width of the unused embedding dimensions' start, relative to the weight's own spread.
+
+    Raises:
+        ValueError: ``embedding`` is below 1.
+
+    Example:
+        >>> from hyperprune import hyperize
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> x = torch.randn(1, 3, 8, 8)
+        >>> hyper = hyperize(model, x, generator=DHP(embedding=4))
+        >>> torch.equal(hyper(x), model(x))
+        True
     """
 
     embedding: int = 8

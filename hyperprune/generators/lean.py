@@ -24,7 +24,8 @@ class LeanWeight(Generated):
         self.selection = select(bank, site.units)
         self.view = tuple(-1 if axis == site.axis else 1 for axis in range(ndim))
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def generate(self, *originals: Tensor) -> Tensor:
+        (weight,) = originals
         return weight * self.selection().to(weight.dtype).view(self.view)
 
 
@@ -34,6 +35,13 @@ class Lean:
 
     A latent of zero makes every input slice of its channel exactly zero, so the channel can be removed
     exactly; and because its producer is not gated, its gradient stays alive there and it can grow back.
+
+    Example:
+        >>> from hyperprune import hyperize
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> hyper = hyperize(model, torch.randn(1, 4), generator=Lean())
+        >>> hyper.bank.latents.detach()
+        tensor([1., 1., 1., 1., 1., 1., 1., 1.])
     """
 
     def start_(self, bank: LatentBank, rng: torch.Generator) -> None:

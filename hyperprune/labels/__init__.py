@@ -5,10 +5,11 @@
 
 from hyperprune.labels.call import Call
 from hyperprune.labels.flow import flow, operator_name
-from hyperprune.labels.ledger import Ledger, SizedCall, TensorRef
+from hyperprune.labels.ledger import Attention, Ledger, SizedCall, TensorRef
 from hyperprune.labels.registry import registered, rule, unregister
 
 __all__ = [
+    "Attention",
     "Call",
     "Ledger",
     "SizedCall",

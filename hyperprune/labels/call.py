@@ -10,7 +10,17 @@ import torch.fx
 from torch import Tensor
 
 from hyperprune.labels.arrays import compact, spread, thin, varies, varying_axes
-from hyperprune.labels.ledger import ELASTIC, Freeze, Ledger, NormCall, SizedCall, TensorRef, Tie
+from hyperprune.labels.ledger import (
+    ELASTIC,
+    Attention,
+    Freeze,
+    Ledger,
+    NormCall,
+    ProductCall,
+    SizedCall,
+    TensorRef,
+    Tie,
+)
 from hyperprune.labels.reasons import CONSTANT, SEVERAL_AXES
 from hyperprune.trace import Origin, origin, owner
 
@@ -23,6 +33,7 @@ class Call:
         operator: its name, for instance ``"aten::conv2d"``.
         arguments: argument name -> value. Activations arrive as label tensors, parameters and buffers as
             ``TensorRef``, everything else as it was.
+        by_width: whether attention is to lose channels inside every head, rather than whole heads.
     """
 
     def __init__(
@@ -33,6 +44,7 @@ class Call:
         ledger: Ledger,
         choice: int = 0,
         values: Mapping[torch.fx.Node, Any] | None = None,
+        attention: Attention = "heads",
     ) -> None:
         self.node = node
         self.operator = operator
@@ -41,6 +53,7 @@ class Call:
         self._ledger = ledger
         self._choice = choice
         self._values = {} if values is None else values
+        self.by_width = attention == "width"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -131,14 +144,15 @@ class Call:
         """Return labels that must stay, for a value whose channels cannot be named."""
         return self._ledger.pinned(reason, self.origin).expand(self.shape if shape is None else shape)
 
-    def sized(self, *extents: Tensor) -> None:
+    def sized(self, *extents: Tensor, parts: tuple[int, ...] = ()) -> None:
         """Note sizes that this call's arguments hold and that follow the channels.
 
         Args:
             extents: label tensors whose first axis has that size; a position counts while any label at it stays.
+            parts: sizes of the consecutive parts into which the call cuts the first extent.
         """
         grids = tuple(extent.reshape(len(extent), -1) for extent in extents)
-        self._ledger.sized.append(SizedCall(self.node.name, self.origin, grids))
+        self._ledger.sized.append(SizedCall(self.node.name, self.origin, grids, parts))
 
     def entering(self) -> Tensor | None:
         """Return the labels of the tensor that enters the layer this call belongs to.
@@ -166,6 +180,18 @@ class Call:
     def living_norm(self, norm: NormCall) -> None:
         """Note that this layer's statistics are to run over the living channels while searching."""
         self._ledger.norms.append(norm)
+
+    def living_rows(self, weight: TensorRef) -> None:
+        """Note that the rows of this weight are to be standardised over the living inputs while searching."""
+        self._ledger.standardised.add(weight.name)
+
+    def summed(self, product: ProductCall) -> None:
+        """Note a product between activations that sums over channels."""
+        self._ledger.products.append(product)
+
+    def value(self, node: object) -> Any:
+        """Return what is known of another call's output: labels, or the parameter or buffer it is."""
+        return self._values.get(node) if isinstance(node, torch.fx.Node) else None
 
     def choose(self, *options: str) -> str:
         """Pick one of several readings of this call, the likeliest first.

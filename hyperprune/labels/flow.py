@@ -12,16 +12,18 @@ from torch import Tensor
 
 from hyperprune.labels import rules as _rules  # noqa: F401  (importing the rules registers them)
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import Freeze, Ledger, TensorRef
+from hyperprune.labels.ledger import Attention, Freeze, Ledger, Standardised, TensorRef
+from hyperprune.labels.multihead import couple_widths
 from hyperprune.labels.reasons import CONSTANT, INPUT, OUTPUT, SIZE_IN_FORWARD
 from hyperprune.labels.registry import Rule, find
+from hyperprune.labels.standardised import row_views
 from hyperprune.trace import Origin, Trace, origin
 
 LAST_RESORT = 3
 LARGEST_BUFFER = 2**18
 
 
-def flow(traces: tuple[Trace, ...], choices: Mapping[str, int] | None = None) -> Ledger:
+def flow(traces: tuple[Trace, ...], choices: Mapping[str, int] | None = None, attention: Attention = "heads") -> Ledger:
     """Read every trace of one model into one ledger.
 
     Args:
@@ -29,13 +31,15 @@ def flow(traces: tuple[Trace, ...], choices: Mapping[str, int] | None = None) ->
             A weight's positions are those of the first trace, in eval mode: heads that run in train mode only are
             no part of what a forward pass costs.
         choices: node name -> which reading of an ambiguous call to take (see ``Call.choose``).
+        attention: whether attention loses whole heads, or the same channels inside every head.
     """
     ledger = Ledger()
     counted: dict[str, int] | None = None
     for trace in traces:
-        _Flow(trace, ledger, choices or {}).run()
+        _Flow(trace, ledger, choices or {}, attention).run()
         counted = dict(ledger.positions) if counted is None else counted
     ledger.positions = counted or {}
+    couple_widths(ledger, traces)
     return ledger
 
 
@@ -54,11 +58,13 @@ def _apply(rule: Rule, call: Call) -> Any:
 
 
 class _Flow:
-    def __init__(self, trace: Trace, ledger: Ledger, choices: Mapping[str, int]) -> None:
+    def __init__(self, trace: Trace, ledger: Ledger, choices: Mapping[str, int], attention: Attention) -> None:
         self._trace = trace
         self._ledger = ledger
         self._choices = choices
+        self._attention = attention
         self._values: dict[torch.fx.Node, Any] = {}
+        self._rows = row_views(trace.graph, trace.parameters)
 
     def run(self) -> None:
         for node in self._trace.graph.nodes:
@@ -72,7 +78,13 @@ class _Flow:
         if node.target is operator.getitem:
             source, at = self._values[cast(torch.fx.Node, node.args[0])], cast(int, node.args[1])
             return source[at] if isinstance(source, (list, tuple)) else source
+        if node in self._rows:
+            return self._as_rows(self._values[self._rows[node]])
         return self._call(node)
+
+    def _as_rows(self, weight: Any) -> Any:
+        """A weight on its way to be standardised, and back, is still that weight."""
+        return Standardised(weight.name, weight.shape, True) if isinstance(weight, TensorRef) else weight
 
     def _placeholder(self, node: torch.fx.Node) -> Any:
         value = node.meta.get("val")
@@ -96,8 +108,9 @@ class _Flow:
 
     def _call(self, node: torch.fx.Node) -> Any:
         name = operator_name(node.target)
-        call = Call(node, name, self._arguments(node), self._ledger, self._choices.get(node.name, 0), self._values)
-        if self._choices.get(node.name, 0) >= LAST_RESORT:
+        choice = self._choices.get(node.name, 0)
+        call = Call(node, name, self._arguments(node), self._ledger, choice, self._values, self._attention)
+        if choice >= LAST_RESORT:
             return call.give_up(SIZE_IN_FORWARD)
         rule = find(name)
         if rule is not None:

@@ -7,6 +7,7 @@ until all of the graph has been read (``hyperprune.coupling`` does that, once).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from hyperprune.trace import Origin
 
 LARGEST_TENSOR = 2**24
 """Elements of a directly used tensor up to which each gets a label of its own."""
+
+Attention = Literal["heads", "width"]
+"""What attention loses: whole heads, or the same channels inside every head."""
 
 ELASTIC = 0
 """Label of a constant stretched along an axis: it follows whatever it meets there, and ties nothing."""
@@ -28,6 +32,11 @@ class TensorRef:
     name: str
     shape: tuple[int, ...]
     is_parameter: bool
+
+
+@dataclass(frozen=True)
+class Standardised(TensorRef):
+    """A weight that forward() standardises row by row before use: output channel by output channel."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,13 @@ class SizedCall:
         node: name of the call in the graph.
         origin: where the call comes from.
         extents: one grid of labels per size, ``[size, k]``; a row counts while any label in it stays.
+        parts: if the call cuts the first extent into parts, their sizes; they may stand in one list.
     """
 
     node: str
     origin: Origin
     extents: tuple[Tensor, ...]
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,26 @@ class NormCall:
     spatial: bool = False
 
 
+@dataclass(frozen=True)
+class ProductCall:
+    """A product between activations over channels (query times key): exact only if one factor is gated.
+
+    Attributes:
+        node: name of the call in the graph.
+        weight: the weight whose rows make that factor; its bias too, where it has one.
+        rows: which of its rows do.
+        channels: the channels summed over, shape ``[channels]``.
+        rooted: whether the product is divided by the root of their number, as fused attention does.
+    """
+
+    node: str
+    weight: TensorRef
+    bias: TensorRef | None
+    rows: Tensor
+    channels: Tensor
+    rooted: bool
+
+
 @dataclass
 class Ledger:
     """What the rules have written down so far.
@@ -98,6 +129,7 @@ class Ledger:
         elements: labels of the single elements of a tensor that is used directly, keyed by tensor.
         unlabelled: tensors used directly that are too large to label, with the one label they have.
         reads: the axes along which a weight reads channels, where a gate of zero removes them exactly.
+        standardised: weights whose rows are to be standardised over the living inputs while searching.
         constants: pinned labels of values that depend on nothing.
         positions: how many output positions each weight is applied to (MACs = positions x elements).
     """
@@ -108,12 +140,14 @@ class Ledger:
     freezes: list[Freeze] = field(default_factory=list)
     sized: list[SizedCall] = field(default_factory=list)
     norms: list[NormCall] = field(default_factory=list)
+    products: list[ProductCall] = field(default_factory=list)
     tensors: dict[str, TensorRef] = field(default_factory=dict)
     axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     elements: dict[str, Tensor] = field(default_factory=dict)
     unlabelled: dict[str, Tensor] = field(default_factory=dict)
     reads: set[tuple[str, int]] = field(default_factory=set)
     writes: set[tuple[str, int]] = field(default_factory=set)
+    standardised: set[str] = field(default_factory=set)
     positions: dict[str, int] = field(default_factory=dict)
 
     def fresh(self, count: int) -> Tensor:

@@ -8,9 +8,12 @@ ATTENTION = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum
 PASSED = {
     *("getitem", "permute", "transpose", "t", "mT", "unbind", "select", "slice", "chunk", "split", "split_with_sizes"),
     *("contiguous", "clone", "reshape", "view", "flatten", "unsqueeze", "squeeze", "expand", "cat", "alias", "detach"),
+    *("repeat_interleave", "repeat"),
     *("mul", "div", "add", "relu", "elu", "softmax", "sigmoid", "layer_norm", "rms_norm", "to", "_to_copy"),
 }
 FARTHEST = 40
+EACH_BY_ITSELF = ("batch_norm", "relu", "relu6", "silu", "gelu", "hardswish", "hardtanh", "dropout", "leaky_relu")
+VIEWS = ("view", "reshape", "unflatten")
 
 
 def leads_to_attention(node: torch.fx.Node) -> bool:
@@ -21,9 +24,31 @@ def leads_to_attention(node: torch.fx.Node) -> bool:
         if user in seen:
             continue
         seen.add(user)
-        name = str(getattr(user.target, "__name__", user.target)).split(".")[0].rstrip("_")
+        name = plain_name(user)
         if name in ATTENTION:
             return True
         if name in PASSED:
             queue += list(user.users)
     return False
+
+
+def splits_channels(node: torch.fx.Node) -> bool:
+    """Say whether an image's channels are next laid out in rows, space as it was: split attention, a shuffle."""
+    queue = list(node.users)
+    for user in queue:
+        name = plain_name(user)
+        if name in EACH_BY_ITSELF:
+            queue += list(user.users)
+        elif name in VIEWS and _is_in_rows(node, user) and not leads_to_attention(user):
+            return True
+    return False
+
+
+def _is_in_rows(image: torch.fx.Node, view: torch.fx.Node) -> bool:
+    before, after = image.meta["val"].shape, view.meta["val"].shape
+    return len(after) == len(before) + 1 and after[-2:] == before[-2:]
+
+
+def plain_name(node: torch.fx.Node) -> str:
+    """Return the name of a call without overload and without the mark of an in-place operation."""
+    return str(getattr(node.target, "__name__", node.target)).split(".")[0].rstrip("_")

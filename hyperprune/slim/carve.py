@@ -7,12 +7,13 @@ grouped convolution whichever were asked for, and know no bare parameters or buf
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from hyperprune.errors import SlimmingError
-from hyperprune.plan import Slice, WidthPlan
+from hyperprune.plan import Rescale, Slice, WidthPlan, note_plan_
 from hyperprune.slim.sizes import resize_
 from hyperprune.slim.structure import adjust_
 from hyperprune.trace import drop_caches_
@@ -21,7 +22,9 @@ from hyperprune.trace import drop_caches_
 def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
     """Slice every tensor the plan names, in place, and return the model.
 
-    All slices are checked before the first one is made, so a plan of another model changes nothing.
+    The model keeps a note of the plan (``plan.plans_of``), so that it can be saved and built again.
+    Rows are rescaled first, then sliced. All is checked before the first change, so a plan of another model changes
+    nothing.
 
     Raises:
         SlimmingError: a tensor is missing or has another size than the plan expects.
@@ -38,18 +41,32 @@ def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
     for cut in plan.slices:
         _check(model, cut)
         cuts[cut.tensor].append(cut)
-    touched: dict[nn.Module, None] = {}
+    for rescale in plan.rescales:
+        _check_rows(model, rescale)
+    for rescale in plan.rescales:
+        _rescale_(model, rescale)
+    touched: dict[nn.Module, str] = {}
     for tensor, slices in cuts.items():
         path, _, name = tensor.rpartition(".")
         module = model.get_submodule(path)
         _replace(module, name, _sliced(getattr(module, name), slices))
-        touched[module] = None
-    for module in touched:
-        adjust_(module)
+        touched[module] = path
+    for module, path in touched.items():
+        adjust_(module, _rows(cuts, path))
     for path in sorted({resize.module for resize in plan.resizes}):
         resize_(model.get_submodule(path), [(r.old, r.new) for r in plan.resizes if r.module == path])
     drop_caches_(model)
+    note_plan_(model, plan)
     return model
+
+
+def _rows(cuts: Mapping[str, list[Slice]], path: str) -> Slice | None:
+    """Return what stays of the rows that a layer divides into groups or heads."""
+    for name, axis in (("weight", 0), ("in_proj_weight", 1), ("q_proj_weight", 0)):
+        for cut in cuts.get(f"{path}.{name}" if path else name, ()):
+            if cut.axis == axis:
+                return cut
+    return None
 
 
 def _check(model: nn.Module, cut: Slice) -> None:
@@ -66,6 +83,23 @@ def _check(model: nn.Module, cut: Slice) -> None:
             f"the plan expects {cut.size} positions along axis {cut.axis} of {cut.tensor!r}, "
             f"but its shape is {tuple(tensor.shape)}. The plan belongs to other widths."
         )
+
+
+def _check_rows(model: nn.Module, rescale: Rescale) -> None:
+    state = dict(model.named_parameters(remove_duplicate=False))
+    if rescale.tensor not in state or len(state[rescale.tensor]) <= max(rescale.rows, default=-1):
+        raise SlimmingError(
+            f"the plan multiplies rows of {rescale.tensor!r}, which {type(model).__name__} does not have. "
+            "The plan belongs to another architecture."
+        )
+
+
+def _rescale_(model: nn.Module, rescale: Rescale) -> None:
+    path, _, name = rescale.tensor.rpartition(".")
+    module = model.get_submodule(path)
+    data = getattr(module, name).detach().clone()
+    data[list(rescale.rows)] *= rescale.factor
+    _replace(module, name, data)
 
 
 def _sliced(tensor: Tensor, slices: list[Slice]) -> Tensor:

@@ -9,9 +9,20 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from hyperprune.plan import Slice
 
-def adjust_(module: nn.Module) -> None:
-    """Bring the size attributes of a standard layer (or a subclass of one) into line with its tensors."""
+
+def adjust_(module: nn.Module, rows: Slice | None = None) -> None:
+    """Bring the size attributes of a standard layer (or a subclass of one) into line with its tensors.
+
+    Args:
+        rows: what stays along the first axis of its weight; it tells which of a convolution's groups still live. Of
+            multi-head attention, what stays along its inner width; it tells which heads still live.
+    """
+    if isinstance(module, _ConvNd):
+        _convolution(module, rows)
+    if isinstance(module, nn.MultiheadAttention):
+        _multihead(module, rows)
     for kind, adjust in _TABLE.items():
         if isinstance(module, kind):
             adjust(module)
@@ -19,20 +30,23 @@ def adjust_(module: nn.Module) -> None:
 
 def is_standard(module: nn.Module) -> bool:
     """Say whether ``adjust_`` takes care of this module's sizes."""
-    return isinstance(module, tuple(_TABLE))
+    return isinstance(module, (_ConvNd, nn.MultiheadAttention, *_TABLE))
 
 
-def _convolution(layer: Any) -> None:
-    """Whole groups go, so the number of channels in one group is what it was."""
-    first = layer.weight.shape[0]
+def is_bare(module: nn.Module) -> bool:
+    """Say whether a norm has no tensors from which ``adjust_`` could read its size."""
+    return isinstance(module, _NormBase) and not [*module.parameters(), *module.buffers()]
+
+
+def _convolution(layer: Any, rows: Slice | None) -> None:
+    """A group lives as long as one of its rows does: whole groups go, or every group loses the same rows."""
+    first, second = layer.weight.shape[:2]
+    if layer.groups > 1 and rows is not None:
+        layer.groups = len({at * layer.groups // rows.size for at in rows.kept})
     if layer.transposed:
-        if layer.groups > 1:
-            layer.groups = first // (layer.in_channels // layer.groups)
-        layer.in_channels, layer.out_channels = first, layer.weight.shape[1] * layer.groups
+        layer.in_channels, layer.out_channels = first, second * layer.groups
     else:
-        if layer.groups > 1:
-            layer.groups = first // (layer.out_channels // layer.groups)
-        layer.out_channels, layer.in_channels = first, layer.weight.shape[1] * layer.groups
+        layer.out_channels, layer.in_channels = first, second * layer.groups
 
 
 def _linear(layer: Any) -> None:
@@ -58,8 +72,19 @@ def _group_norm(layer: Any) -> None:
         layer.num_channels = len(layer.weight)
 
 
+def _multihead(layer: Any, rows: Slice | None) -> None:
+    """A head lives as long as one of its channels does: whole heads go, or every head gets thinner."""
+    layer.embed_dim = layer.out_proj.weight.shape[0]
+    if rows is not None:
+        layer.num_heads = len({at // layer.head_dim for at in rows.kept})
+        layer.head_dim = layer.embed_dim // layer.num_heads
+    if layer._qkv_same_embed_dim:
+        layer.kdim = layer.vdim = layer.embed_dim
+    else:
+        layer.kdim, layer.vdim = layer.k_proj_weight.shape[1], layer.v_proj_weight.shape[1]
+
+
 _TABLE: dict[type[nn.Module], Callable[[Any], None]] = {
-    _ConvNd: _convolution,
     nn.Linear: _linear,
     _NormBase: _norm,
     nn.PReLU: _prelu,

@@ -23,7 +23,7 @@ def soft_threshold(latents: Tensor, threshold: Tensor | float) -> Tensor:
 class Cut:
     """Remove the named units at once, for good."""
 
-    pressure = 0.0
+    pressure: float | Tensor = 0.0
 
     def press_(self, press: Press) -> None:
         """Set their gates to exactly zero."""
@@ -44,17 +44,18 @@ class Fade:
         if fade <= 0:
             raise ValueError(f"fade must be positive, not {fade}")
         self.fade = fade
-        self.pressure = 0.0
+        self.pressure: float | Tensor = 0.0
 
     @torch.no_grad()
     def press_(self, press: Press) -> None:
         """Soft-threshold the named units; without a learning rate there is no step."""
-        if press.lr <= 0:
+        if not isinstance(press.lr, Tensor) and press.lr <= 0:
             return
-        self.pressure = 1.0 / (press.lr * self.fade * press.patience)
-        threshold = self.pressure * press.lr * press.prices.clamp(CHEAPEST, DEAREST)
-        latents = press.bank.latents
-        latents.copy_(torch.where(press.doomed, soft_threshold(latents, threshold), latents))
+        patience = self.fade * press.patience
+        self.pressure = 1.0 / (press.lr * patience)
+        latents, threshold = press.bank.latents, press.prices.clamp(CHEAPEST, DEAREST) / patience
+        pressed = press.doomed & (press.lr > 0)  # not asked in Python: a learning rate may lie on the device
+        latents.copy_(torch.where(pressed, soft_threshold(latents, threshold), latents))
 
 
 class Shrink:
@@ -65,7 +66,7 @@ class Shrink:
     """
 
     def __init__(self, lambda_: float) -> None:
-        self.pressure = lambda_
+        self.pressure: float | Tensor = lambda_
 
     @torch.no_grad()
     def press_(self, press: Press) -> None:

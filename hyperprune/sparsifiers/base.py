@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from hyperprune.hyper import HyperModel
 from hyperprune.latents import LatentBank
 
 
@@ -18,22 +19,31 @@ class Press:
         bank: the latents.
         doomed: units that the budget's schedule names, bool, shape ``[units]``.
         prices: what one unit costs of the budgeted resource, relative to the mean, shape ``[units]``.
-        lr: the optimiser's present learning rate for the latents.
+        lr: the optimiser's present learning rate for the latents; a tensor where the optimiser holds one.
         patience: steps between two decisions of the schedule.
+        share: how much of the search is over, in [0, 1].
     """
 
     bank: LatentBank
     doomed: Tensor
     prices: Tensor
-    lr: float
+    lr: float | Tensor
     patience: int
+    share: float = 0.0
 
 
 class Score(Protocol):
-    """Says how important each unit is."""
+    """Says how important each unit is.
+
+    ``observe`` runs at every training step: asking the device for a value there (``if tensor``, ``item()``) makes
+    every step wait. ``scores`` is asked at decisions only.
+    """
 
     def observe(self, bank: LatentBank, gradient: Tensor) -> None:
-        """See the latents' gradient, shape ``[units]``, just before the optimiser uses it."""
+        """See the latents' gradient, shape ``[units]``, just before the optimiser uses it.
+
+        NaN marks what is not to count, as where AMP is about to skip the step: let the score stay as it is there.
+        """
 
     def scores(self, bank: LatentBank) -> Tensor:
         """Return the importance of every unit, at least 0, shape ``[units]``."""
@@ -48,7 +58,7 @@ class Score(Protocol):
 class Action(Protocol):
     """Presses latents towards zero, in place, after every optimiser step."""
 
-    pressure: float
+    pressure: float | Tensor
 
     def press_(self, press: Press) -> None:
         """Act once."""
@@ -94,10 +104,16 @@ class Sparsifier:
         self.action = action
         self.ending: Ending = AtSchedule() if ending is None else ending
 
+    def meet(self, hyper: HyperModel) -> None:
+        """Show the network to a score that looks at it, one with a method ``meet(hyper)``."""
+        meet = getattr(self.score, "meet", None)
+        if meet is not None:
+            meet(hyper)
+
     @property
     def pressure(self) -> float:
         """Strength of the action (lambda of an l1 step; 0 where there is none), for the logger."""
-        return self.action.pressure
+        return float(self.action.pressure)
 
     def observe(self, bank: LatentBank, gradient: Tensor) -> None:
         """Show a gradient to the score."""
@@ -121,7 +137,7 @@ class Sparsifier:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on later."""
-        return {"score": self.score.state_dict(), "pressure": self.action.pressure}
+        return {"score": self.score.state_dict(), "pressure": self.pressure}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""

@@ -11,6 +11,7 @@ from hyperprune.coupling import Group
 from hyperprune.latents import LatentBank
 from hyperprune.sparsifiers.actions import Cut, Fade, Shrink
 from hyperprune.sparsifiers.base import Sparsifier
+from hyperprune.sparsifiers.proximal import FadeTogether
 from hyperprune.sparsifiers.scores import Saliency, Size
 
 
@@ -21,6 +22,10 @@ def Fisher(decay: float = 0.95) -> Sparsifier:
 
     Args:
         decay: share of the old average that a step keeps.
+
+    Example:
+        >>> Fisher().pressure
+        0.0
     """
     return Sparsifier(Saliency(decay), Cut())
 
@@ -34,8 +39,26 @@ def L1Proximal(fade: float = 2.0, decay: float = 0.95) -> Sparsifier:
     Args:
         fade: decisions of the schedule that a named unit takes to reach exactly zero.
         decay: share of the old average of saliency that a step keeps.
+
+    Example:
+        >>> L1Proximal(fade=4.0).action.fade
+        4.0
     """
     return Sparsifier(Saliency(decay), Fade(fade))
+
+
+def GroupProximal(fade: float = 2.0, decay: float = 0.95) -> Sparsifier:
+    """As ``L1Proximal``, with the proximal map of the group lasso: a group's named units shrink as one block.
+
+    Args:
+        fade: decisions of the schedule that a block of named units of size 1 takes to reach exactly zero.
+        decay: share of the old average of saliency that a step keeps.
+
+    Example:
+        >>> GroupProximal(fade=4.0).action.fade
+        4.0
+    """
+    return Sparsifier(Saliency(decay), FadeTogether(fade))
 
 
 def PublishedL1(lambda_: float = 2e-4, threshold: float = 5e-3, stop: float = 0.02, least: int = 4) -> Sparsifier:
@@ -53,6 +76,10 @@ def PublishedL1(lambda_: float = 2e-4, threshold: float = 5e-3, stop: float = 0.
         threshold: tau.
         stop: how close to the target ratio ends the search.
         least: units of a group that count as living whatever their size.
+
+    Example:
+        >>> PublishedL1(lambda_=3e-4).pressure
+        0.0003
     """
     return Sparsifier(Size(), Shrink(lambda_), PublishedStop(threshold, stop, least))
 
@@ -68,11 +95,16 @@ class PublishedStop:
     def living(self, bank: LatentBank) -> Tensor:
         """Return the published mask, bool, shape ``[units]``."""
         size = bank.gates().detach().abs()
-        return torch.cat([self._group(size[group.units], group) for group in bank.groups])
+        return size >= self._largest(size, bank.groups).clamp_max(self.threshold)
 
-    def _group(self, size: Tensor, group: Group) -> Tensor:
-        nth = size.topk(min(self.least, group.size)).values[-1]
-        return size >= torch.minimum(nth, size.new_tensor(self.threshold))
+    def _largest(self, size: Tensor, groups: tuple[Group, ...]) -> Tensor:
+        """Return for every unit the ``least``-th largest size in its group, by one sort for all groups."""
+        sizes = torch.tensor([group.size for group in groups], device=size.device)
+        starts = torch.tensor([group.start for group in groups], device=size.device)
+        group_of = torch.arange(len(groups), device=size.device).repeat_interleave(sizes)
+        falling = size.argsort(descending=True)
+        by_group = falling[group_of[falling].argsort(stable=True)]
+        return size[by_group[starts + sizes.clamp_max(self.least) - 1]][group_of]
 
     def satisfied(self, ratio: float, target: float) -> bool:
         """End within ``stop`` of the target."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hyperprune.latents import LatentBank
+
+UNSEEN = -1.0  # no square is negative
 
 
 class Saliency:
@@ -20,7 +23,7 @@ class Saliency:
         decay: share of the old average that a step keeps.
 
     Attributes:
-        average: the average, shape ``[units]``; None before the first gradient.
+        average: the average, shape ``[units]``, -1 for units not seen yet; None before the first gradient.
     """
 
     def __init__(self, decay: float = 0.95) -> None:
@@ -31,17 +34,16 @@ class Saliency:
 
     @torch.no_grad()
     def observe(self, bank: LatentBank, gradient: Tensor) -> None:
-        """Take one gradient in; units whose gate is zero keep the average they had."""
+        """Take one gradient in; units whose gate is zero, or whose square is not finite, keep their average."""
         gates = bank.gates()
         square = (gates * gradient).square()
-        if self.average is None:
-            self.average = square
-        else:
-            self.average = torch.where(gates == 0, self.average, torch.lerp(square, self.average, self.decay))
+        old = torch.full_like(square, UNSEEN) if self.average is None else self.average.to(square)
+        new = torch.where(old < 0, square, torch.lerp(square, old, self.decay))
+        self.average = torch.where((gates != 0) & (square < math.inf), new, old)
 
     def scores(self, bank: LatentBank) -> Tensor:
-        """Return the average; zeros before the first gradient."""
-        return torch.zeros_like(bank.alive) if self.average is None else self.average
+        """Return the average; zero for units not seen yet."""
+        return torch.zeros_like(bank.alive) if self.average is None else self.average.clamp_min(0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average."""

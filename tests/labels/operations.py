@@ -12,15 +12,34 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import ScaledStdConv2d, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
 
 from tests.models import Net, SqueezeExcite
 
 aten = torch.ops.aten
 
+
+class WrittenRMSNorm(nn.Module):
+    """An RMS norm over an image's channels, in plain arithmetic."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-6) * self.weight.reshape(1, -1, 1, 1)
+
+
+def _standardised(weight: Tensor) -> Tensor:
+    rows = weight.reshape(1, weight.shape[0], -1)
+    return F.batch_norm(rows, None, None, training=True).reshape_as(weight)
+
+
 IMAGE = (2, 3, 4, 6)
 SIGNAL = (2, 3, 12)
 VOLUME = (2, 3, 2, 4, 6)
+TOKENS = (2, 5, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +127,12 @@ LAYERS = [
         lambda: {"a": conv(3, 4), "g": conv(4, 6, groups=2), "out": conv(6, 2)},
         lambda net, x: net.out(net.g(net.a(x))),
         {"a": "aabb", "g": "aaabbb"},
+    ),
+    Row(
+        "groups whose channels are laid out in rows afterwards all lose the same inner ones",
+        lambda: {"a": conv(3, 4), "g": conv(4, 8, 3, padding=1, groups=2), "out": conv(4, 2)},
+        lambda net, x: net.out(torch.relu(net.g(net.a(x))).unflatten(1, (2, -1)).sum(1)),
+        {"a": "abab", "g": "cdefcdef"},
     ),
     Row(
         "depthwise ties channel i to channel i",
@@ -474,6 +499,7 @@ MADE: dict[str, Callable[[Tensor], Tensor]] = {
     "new_full": lambda a: a.new_full((1,), 2.0),
     "new_empty": lambda a: a.new_empty(1),
     "zeros": lambda a: torch.zeros(1, dtype=a.dtype),
+    "meshgrid": lambda a: torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")[0],
     "ones": lambda a: torch.ones(1, dtype=a.dtype),
     "full": lambda a: torch.full((1,), 2.0, dtype=a.dtype),
     "empty": lambda a: torch.empty(1, dtype=a.dtype),
@@ -708,6 +734,18 @@ MOVEMENT = [
         {"a": "abcabc", "b": "aabbcc"},
     ),
     Row(
+        "windows side by side show every channel once per place",
+        lambda: {"a": conv(3, 2), "out": conv(8, 2)},
+        through(lambda a: F.unfold(a, 2).unflatten(-1, (3, 5))),
+        {"a": "ab"},
+    ),
+    Row(
+        "windows added up tie the places of one channel",
+        lambda: {"a": conv(3, 8), "out": conv(2, 2)},
+        through(lambda a: F.fold(a.flatten(2), (5, 7), 2)),
+        {"a": "aaaabbbb"},
+    ),
+    Row(
         "pixel shuffle ties the r x r channels of one",
         lambda: {"a": conv(3, 8), "out": conv(2, 2)},
         through(lambda a: F.pixel_shuffle(a, 2)),
@@ -759,6 +797,7 @@ SPLITTING = [
         lambda net, x: _two_ways(net, *net.a(x).chunk(2, dim=1)),
         {"a": "abcabc", "b": "defg", "c": "defg"},
     ),
+    Row("a gated linear unit is a chunk", one(6, 3), through(lambda a: F.glu(a, dim=1)), {"a": "abcabc"}),
     Row("unequal chunks keep their channels", one(5, 2), through(lambda a: a.chunk(2, dim=1)[1]), NOTHING),
     Row("chunk of space", one(), through(lambda a: _gate(*a.chunk(2, dim=2))), APART),
     Row(
@@ -845,6 +884,18 @@ REDUCTIONS = [
         for name, f in KEPT.items()
     ),
     Row(
+        "an RMS norm that its layer writes out",
+        lambda: {"a": conv(3, 4), "norm": WrittenRMSNorm(4), "out": conv(4, 2)},
+        lambda net, x: net.out(net.norm(net.a(x))),
+        APART,
+    ),
+    Row(
+        "an RMS norm written out without a layer of its own keeps its channels",
+        one(),
+        through(lambda a: a * torch.rsqrt(a.pow(2).mean(1, keepdim=True) + 1e-6)),
+        NOTHING,
+    ),
+    Row(
         "mean over space without keeping the axes",
         lambda: {"a": conv(3, 4), "out": nn.Linear(4, 2)},
         through(lambda a: a.mean((2, 3))),
@@ -882,8 +933,6 @@ def _looked_up(net: Any, x: Tensor) -> Tensor:
 
 
 BY_HEADS = {"q": "aabbcc", "k": "aabbcc", "v": "aabbcc"}
-TOKENS = (2, 5, 3)
-
 PRODUCTS = [
     Row("fused attention goes by heads", projections, heads(F.scaled_dot_product_attention), BY_HEADS, TOKENS),
     Row(
@@ -898,6 +947,20 @@ PRODUCTS = [
         projections,
         heads(lambda q, k, v: torch.einsum("bhij,bhjd->bhid", torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1), v)),
         BY_HEADS,
+        TOKENS,
+    ),
+    Row(
+        "fused attention with one head goes by its width",
+        projections,
+        lambda net, x: net.out(F.scaled_dot_product_attention(net.q(x), net.k(x), net.v(x))),
+        {"q": "abcdef", "k": "abcdef", "v": "abcdef"},
+        TOKENS,
+    ),
+    Row(
+        "written-out attention with one head goes by the width of its factors, each apart",
+        projections,
+        lambda net, x: net.out((net.q(x) @ net.k(x).mT).softmax(-1) @ net.v(x)),
+        {"q": "abcdef", "k": "abcdef", "v": "ghijkl"},
         TOKENS,
     ),
     Row("any other einsum keeps all", one(), through(lambda a: torch.einsum("nchw,ndhw->nchw", a, a)), NOTHING),
@@ -929,6 +992,46 @@ def _gram(a: Tensor) -> Tensor:
     return torch.bmm(a, a.transpose(1, 2)).unsqueeze(-1)
 
 
+STANDARDISED = [
+    Row(
+        "a convolution that standardises its weight",
+        lambda: {"a": conv(3, 4), "std": StdConv2dSame(4, 5, 3, stride=2), "out": conv(5, 2)},
+        lambda net, x: net.out(net.std(net.a(x))),
+        {"a": "abcd", "std": "efghi"},
+    ),
+    Row(
+        "one that scales its rows by a gain too, for an input of several parts",
+        lambda: {"a": conv(3, 4), "std": ScaledStdConv2d(8, 5, 1), "out": conv(5, 2)},
+        lambda net, x: net.out(net.std(torch.cat([net.a(x), -net.a(x)], 1))),
+        {"a": "abcd", "std": "efghi"},
+    ),
+    Row(
+        "groups of a standardised convolution go as a whole",
+        lambda: {"a": conv(3, 4), "std": StdConv2d(4, 6, 1, groups=2), "out": conv(6, 2)},
+        lambda net, x: net.out(net.std(net.a(x))),
+        {"a": "aabb", "std": "aaabbb"},
+    ),
+    Row(
+        "a standardised weight of another layer keeps what it reads",
+        lambda: {"a": conv(3, 4), "std": conv(4, 5), "out": conv(5, 2)},
+        lambda net, x: net.out(F.conv2d(net.a(x), _standardised(net.std.weight))),
+        {"std": "abcde"},
+    ),
+    Row(
+        "a standardised weight of a linear layer keeps what it reads",
+        lambda: {**flat(4, 5)(), "std": nn.Parameter(torch.randn(5, 4))},
+        lambda net, x: net.out(F.linear(net.a(x), _standardised(net.std))),
+        {"std": "abcde"},
+        TOKENS,
+    ),
+    Row(
+        "a standardised weight of a transposed convolution stays",
+        lambda: {"a": conv(3, 4), "t": nn.ConvTranspose2d(4, 5, 2), "out": conv(5, 2)},
+        lambda net, x: net.out(F.conv_transpose2d(net.a(x), _standardised(net.t.weight))),
+        NOTHING,
+    ),
+]
+
 UNKNOWN = [
     Row("a Fourier transform", one(), through(lambda a: torch.fft.fft2(a).real), NOTHING),
     Row(
@@ -949,6 +1052,7 @@ TABLE = [
     *SPLITTING,
     *REDUCTIONS,
     *PRODUCTS,
+    *STANDARDISED,
     *UNKNOWN,
 ]
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from hyperprune.labels.arrays import varies, varying_axes
+from hyperprune.labels.arrays import compact, extent, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import TensorRef
+from hyperprune.labels.products import gate_product, line
 from hyperprune.labels.reasons import PRODUCT
 from hyperprune.labels.registry import rule
 
@@ -18,11 +19,11 @@ from hyperprune.labels.registry import rule
 def fused_attention(call: Call) -> Any:
     """Query, key and value of one head go together, with that head's bias in the mask."""
     q, k, v = (call.labels(call.arg(name)) for name in ("query", "key", "value"))
+    if call.arg("enable_gqa", False):
+        k, v = (compact(o.repeat_interleave(q.shape[-3] // o.shape[-3], dim=-3)) for o in (k, v))
     heads = _heads(call, [q, k, v])
     if heads is None:
-        for operand in (q, k):
-            call.freeze(operand, PRODUCT)
-        return _passes(call, v, -1)
+        return _by_width(call, q, k, v)
     made = _tie_heads(call, [q, k, v], [heads] * 3)
     mask = call.arg("attn_mask")
     if mask is not None:
@@ -30,6 +31,21 @@ def fused_attention(call: Call) -> Any:
         if bias.ndim >= -heads and bias.shape[heads] > 1 and not call.is_elastic(bias):
             _tie_heads(call, [q, bias], [heads] * 2)
     return call.along(made, heads)
+
+
+def _by_width(call: Call, q: Tensor, k: Tensor, v: Tensor) -> Any:
+    """Channels inside the heads go: those of query and key together, those of the value with what reads them."""
+    rooted = call.arg("scale") is None
+    reading = call.choose("by width")
+    summed = gate_product(call, q, k, (-1, -1), rooted=rooted) if reading != "freeze" else None
+    if summed is None:
+        for operand in (q, k):
+            call.freeze(operand, PRODUCT)
+    elif q.shape[-1] == v.shape[-1] and varies(v, v.ndim - 1):  # one size of the module's stands for all three
+        call.tie(summed, line(call, v, -1))
+    if call.arg("attn_mask") is not None:
+        call.freeze(call.labels(call.arg("attn_mask")), PRODUCT)
+    return _passes(call, v, -1)
 
 
 @rule("matmul", "bmm")
@@ -45,6 +61,11 @@ def product(call: Call) -> Any:
     if not varying_axes(a):
         call.freeze(a, PRODUCT)
         return _passes(call, b, -1)
+    if varies(a, a.ndim - 1) and varies(b, b.ndim - 2):
+        reading = call.choose("as it is", "by the root")
+        rooted = reading == "by the root"
+        if reading != "freeze" and gate_product(call, a, b, (-1, -2), rooted=rooted) is not None:
+            return call.pinned(PRODUCT)
     call.freeze(b, PRODUCT)
     return call.give_up(PRODUCT) if varying_axes(b) else _passes(call, a, -2)
 
@@ -80,6 +101,9 @@ def _linear(call: Call, left: Any, weight: TensorRef) -> Tensor:
 
 def _passes(call: Call, operand: Tensor, axis: int) -> Any:
     """With one head the right operand's columns (the left one's rows) are those of the result, each by itself."""
+    if call.by_width and varies(operand, operand.ndim + axis):
+        others = [at for at in varying_axes(operand) if at != operand.ndim + axis]
+        operand = compact(call.together(operand, *others).expand(operand.shape))
     if varying_axes(operand) != [operand.ndim + axis] or call.choose("each by itself") == "freeze":
         return call.give_up(PRODUCT)
     return call.along(call.channels(operand, axis), axis)
@@ -88,7 +112,7 @@ def _passes(call: Call, operand: Tensor, axis: int) -> Any:
 def _heads(call: Call, operands: list[Tensor]) -> int | None:
     """Return the one axis, counted from the end, along which channels lie as heads: before the last two."""
     found = {axis - o.ndim for o in operands for axis in varying_axes(o)} - {-1, -2}
-    if len(found) != 1:
+    if len(found) != 1 or call.by_width:
         return None
     (axis,) = found
     if any(o.ndim < -axis for o in operands) or len({o.shape[axis] for o in operands}) > 1:
@@ -100,7 +124,7 @@ def _tie_heads(call: Call, operands: list[Tensor], axes: list[int]) -> Tensor:
     """Tie everything inside each head, across operands too; return one label per head, ``[heads]``."""
     leads = []
     for labels, axis in zip(operands, axes, strict=True):
-        rows = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)
+        rows = extent(labels, axis)
         lead = rows[:, :1]
         if set(varying_axes(labels)) - {axis % labels.ndim}:
             call.tie(lead.expand(rows.shape), rows)

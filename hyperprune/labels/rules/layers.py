@@ -10,9 +10,12 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import varies, varying_axes
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import NormCall, TensorRef
+from hyperprune.labels.ledger import NormCall, Standardised, TensorRef
+from hyperprune.labels.lookahead import splits_channels
 from hyperprune.labels.reasons import COMPUTED, MIXED_NORM, POSITIONS
 from hyperprune.labels.registry import rule
+from hyperprune.labels.standardised import reads_what_enters
+from hyperprune.trace import owner, owner_class
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -21,14 +24,24 @@ def convolution(call: Call) -> Any:
     weight = call.arg("weight")
     if not isinstance(weight, TensorRef):
         return call.give_up(COMPUTED)
+    if isinstance(weight, Standardised) and call.arg("groups", 1) == 1:
+        _living_rows(call, weight)
     return _convolve(call, weight, reads=1, writes=0, positions=prod(call.shape) // weight.shape[0])
+
+
+def _living_rows(call: Call, weight: Standardised) -> None:
+    """Rows are standardised over the living inputs, where the weight's own layer does nothing else with its input."""
+    if owner(call.node) == weight.name.rpartition(".")[0] and reads_what_enters(call.node):
+        call.living_rows(weight)
+    else:
+        call.freeze(call.axis(weight, 1), COMPUTED)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(call: Call) -> Any:
     """As convolution, with the weight's first two axes exchanged."""
     weight = call.arg("weight")
-    if not isinstance(weight, TensorRef):
+    if not isinstance(weight, TensorRef) or isinstance(weight, Standardised):
         return call.give_up(COMPUTED)
     x = call.labels(call.arg("input"))
     return _convolve(call, weight, reads=0, writes=1, positions=x.numel() // weight.shape[0])
@@ -41,6 +54,8 @@ def _convolve(call: Call, weight: TensorRef, reads: int, writes: int, positions:
     if groups == 1:
         call.tie(call.reads(weight, reads), x)
         made = call.writes(weight, writes)
+    elif reads == 1 and weight.shape[1] > 1 and not isinstance(weight, Standardised) and splits_channels(call.node):
+        made = _thinner_groups(call, weight, x, groups)
     else:
         made = _whole_groups(call, weight, x, groups)
     _follow(call, call.arg("bias"), made)
@@ -61,6 +76,15 @@ def _whole_groups(call: Call, weight: TensorRef, x: Tensor, groups: int) -> Tens
     return made
 
 
+def _thinner_groups(call: Call, weight: TensorRef, x: Tensor, groups: int) -> Tensor:
+    """All groups lose the same inner channels: what is laid out in rows afterwards must do so anyway."""
+    arrived, made = x.reshape(groups, -1), call.writes(weight, 0)
+    call.tie(call.reads(weight, 1).expand(arrived.shape), arrived)
+    rows = made.reshape(groups, -1)
+    call.tie(rows[:1].expand(rows.shape), rows)
+    return made
+
+
 def _follow(call: Call, vector: Any, channels: Tensor) -> None:
     """Slice a per-channel vector (bias, batch norm's statistics) along with its channels."""
     if isinstance(vector, TensorRef):
@@ -75,6 +99,8 @@ def linear(call: Call) -> Any:
     weight = call.arg("weight")
     if not isinstance(weight, TensorRef):
         return call.give_up(COMPUTED)
+    if isinstance(weight, Standardised):
+        call.freeze(call.axis(weight, 1), COMPUTED)
     call.applied(weight, prod(call.shape) // weight.shape[0])
     x = call.labels(call.arg("input"))
     if x.ndim > 1 and varying_axes(x) and not varies(x, x.ndim - 1):
@@ -96,11 +122,18 @@ def _across_positions(call: Call, x: Tensor, weight: TensorRef) -> Tensor:
 
 @rule("batch_norm", "instance_norm")
 def per_channel_norm(call: Call) -> Any:
-    """Each channel is normalised by itself; the vectors are sliced along."""
+    """Each channel is normalised by itself; the vectors are sliced along. Of a weight, each row."""
+    if isinstance(rows := call.arg("input"), Standardised):
+        for name in ("weight", "bias"):
+            _follow(call, call.arg(name), call.axis(rows, 0))
+        return rows
     x = call.labels(call.arg("input"))
     channels = call.channels(x, 1)
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        _follow(call, call.arg(name), channels)
+    vectors = [call.arg(name) for name in ("weight", "bias", "running_mean", "running_var")]
+    for vector in vectors:
+        _follow(call, vector, channels)
+    if not any(isinstance(vector, TensorRef) for vector in vectors) and "Norm" in owner_class(call.node):
+        call.sized(channels)
     return call.along(channels, 1)
 
 

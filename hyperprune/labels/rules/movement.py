@@ -12,6 +12,7 @@ from hyperprune.labels.arrays import compact, extent, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, TensorRef
 from hyperprune.labels.lookahead import leads_to_attention
+from hyperprune.labels.multihead import is_packed_projection
 from hyperprune.labels.reasons import SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
 
@@ -135,7 +136,9 @@ def view(call: Call) -> Any:
 
 def _tie_rows(call: Call, moved: Tensor, axes: list[int]) -> None:
     inner, heads, outer = axes[-1], axes[-2], axes[0]
-    if leads_to_attention(call.node) and inner - heads > 1:  # a single head between
+    if is_packed_projection(call) or (call.by_width and leads_to_attention(call.node)):
+        reading, wide = call.choose(f"{inner}"), []
+    elif leads_to_attention(call.node) and inner - heads > 1:  # a single head between
         reading, wide = call.choose(f"{inner}", f"{inner} follows", f"{heads}"), axes[-1:]
     elif leads_to_attention(call.node):
         reading, wide = call.choose(f"{heads}", f"{heads} follows", f"{inner}"), axes[-2:]
@@ -165,6 +168,13 @@ def _follow_input(call: Call, channels: Tensor) -> None:
         for at in varying_axes(source):
             if source.shape[at] == channels.numel():
                 call.tie(channels, call.channels(source, at))
+
+
+@rule("meshgrid")
+def meshgrid(call: Call) -> Any:
+    """Coordinates: each vector is laid along an axis of its own."""
+    tensors = [call.labels(t) for t in call.arg("tensors")]
+    return [compact(grid) for grid in torch.meshgrid(*tensors, indexing=call.arg("indexing", "ij"))]
 
 
 @rule("flatten")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -104,3 +105,18 @@ def _pad_axis(call: Call, x: Tensor, axis: int, before: int, after: int, constan
         call.pinned(PADDED, tuple(n if at == axis else m for at, m in enumerate(x.shape))) for n in (before, after)
     ]
     return torch.cat([zeros[0], x, zeros[1]], dim=axis)
+
+
+@rule("im2col")
+def unfolded(call: Call) -> Any:
+    """Windows side by side: each channel becomes as many rows as a window has places."""
+    channels = call.channels(call.arg("self"), -3)
+    return call.along(channels.repeat_interleave(prod(call.arg("kernel_size"))), -2)
+
+
+@rule("col2im")
+def folded(call: Call) -> Any:
+    """Windows added up again: the rows of one channel go together."""
+    rows = call.channels(call.arg("self"), -2).reshape(-1, prod(call.arg("kernel_size")))
+    call.tie(rows[:, :1].expand(rows.shape), rows)
+    return call.along(rows[:, 0], -3)

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import compact, varies, varying_axes
 from hyperprune.labels.call import Call
+from hyperprune.labels.ledger import NormCall
 from hyperprune.labels.reasons import REDUCED
 from hyperprune.labels.registry import rule
 from hyperprune.labels.rules.elementwise import between
+from hyperprune.labels.written_out import written_rms_norm
 
 REDUCING = [
     "mean",
@@ -45,6 +47,9 @@ def reduce(call: Call) -> Any:
     x = call.labels(call.arg("self", call.arg("input")))
     axes = _axes(call.arg("dim"), x.ndim)
     if any(varies(x, axis) for axis in axes):
+        if varying_axes(x) == axes and written_rms_norm(call.node) is not None:
+            call.living_norm(NormCall(call.origin.module, call.channels(x, axes[0]), axes[0], centred=False))
+            return call.pinned(REDUCED)
         if not set(varying_axes(x)) - set(axes):
             return call.give_up(REDUCED)
         x = call.together(x, *axes, reason=REDUCED)

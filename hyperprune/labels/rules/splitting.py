@@ -35,6 +35,15 @@ def equal_parts(call: Call) -> Any:
     return parts
 
 
+@rule("glu")
+def gated_halves(call: Call) -> Any:
+    """One half gates the other: both lose the same positions. No number in the code follows them."""
+    x = call.labels(call.arg("self"))
+    left, right = (compact(part) for part in torch.chunk(x, 2, dim=call.arg("dim", -1)))
+    call.tie(left, right)
+    return left
+
+
 @rule("split_with_sizes", "unsafe_split_with_sizes")
 def given_parts(call: Call) -> Any:
     """Sizes written into the call follow their parts, where the module holds them in an attribute."""
@@ -44,7 +53,8 @@ def given_parts(call: Call) -> Any:
     if call.choose("sizes that can be set") == "freeze":
         call.freeze(x, SIZE_IN_FORWARD)
         return parts
-    call.sized(extent(x, axis), *[extent(part, axis) for part in parts])
+    sizes = tuple(part.shape[axis] for part in parts)
+    call.sized(extent(x, axis), *[extent(part, axis) for part in parts], parts=sizes)
     return parts
 
 

@@ -1,0 +1,1 @@
+"""Programs to copy from. Run them from the root of the repository: ``python -m examples.denoising.train``."""

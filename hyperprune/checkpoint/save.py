@@ -1,0 +1,104 @@
+"""``save_pruned``: a slim network becomes one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from hyperprune.checkpoint import fields
+from hyperprune.checkpoint.document import Document
+from hyperprune.checkpoint.sizes import repaired_sizes
+from hyperprune.checkpoint.storage import write_slim
+from hyperprune.checkpoint.weights import derived_buffers, tensors_by_name, ties_among, without_aliases
+from hyperprune.errors import ModelError
+from hyperprune.generators import Generated
+from hyperprune.plan import WidthPlan, plans_of
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def save_pruned(slim: nn.Module, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> Path:
+    """Save a slim network to a safetensors file, and return its path.
+
+    The file holds the weights and how to carve a dense network of the same class down to them. There is no pickle
+    in it, and any safetensors reader can show its tensors. Buffers with ``persistent=False`` are not kept, as in a
+    ``state_dict``: the class makes them anew. A dense network, or one pruned several times, can be saved as well.
+
+    Args:
+        slim: what ``export_pruned`` returned, fine-tuned or not; also a network that holds it as a part.
+        path: the file; it is written whole or not at all.
+        metadata: anything worth keeping, strings by name; ``read_document(path).metadata`` returns it.
+
+    Raises:
+        ModelError: the network is hyperized still, or wrapped.
+        CheckpointError: its state holds something else than tensors, or ``metadata`` something else than strings.
+        FileError: the file cannot be written; what stood there before is intact.
+
+    Example:
+        >>> import torch
+        >>> from hyperprune import Budget, load_pruned, prune
+        >>> folder = getfixture("tmp_path")
+        >>> dense = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> path = save_pruned(prune(dense, torch.randn(1, 4), Budget(macs=0.5)), folder / "slim.safetensors")
+        >>> load_pruned(dense, path)[0].out_features
+        4
+    """
+    check_plain(slim, "save_pruned")
+    tensors = tensors_by_name(slim)
+    ties = ties_among(tensors)
+    derived = {name: str(buffer.dtype) for name, buffer in derived_buffers(slim).items()}
+    notes = fields.texts(dict(metadata or {}), "metadata")
+    plans = tuple(_plans(slim))
+    document = Document(class_of(slim), plans, repaired_sizes(slim, plans), ties, derived, notes)
+    return write_slim(path, document, without_aliases(tensors, ties))
+
+
+def class_of(model: nn.Module) -> str:
+    """Return the module and the name of a network's class.
+
+    Example:
+        >>> class_of(nn.Linear(1, 1))
+        'torch.nn.modules.linear.Linear'
+    """
+    kind = parametrize.type_before_parametrizations(model)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def check_plain(model: nn.Module, where: str) -> None:
+    """Make sure that a network is a module, and not wrapped: a wrapper hides its class and its plans.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{where} takes a torch.nn.Module, not {type(model).__name__}.")
+    if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
+        inner = "_orig_mod" if hasattr(model, "_orig_mod") else "module"
+        raise ModelError(f"the model is wrapped in {type(model).__name__}. Pass the plain one: model.{inner}.")
+    if any(isinstance(module, Generated) for module in model.modules()):
+        raise ModelError(
+            f"{type(model).__name__} is hyperized: its weights are generated still. {where} takes a plain network: "
+            "what export_pruned(hyper) returns, or the dense one. To go on searching later, keep hyper.state_dict()."
+        )
+
+
+def _plans(model: nn.Module) -> Iterator[WidthPlan]:
+    """List the plans of a network and of its parts, in the network's own names, those of the parts first."""
+    paths = [path for path, part in model.named_modules() if plans_of(part)]
+    for path in sorted(paths, key=lambda path: -len(path)):
+        for plan in plans_of(model.get_submodule(path)):
+            yield _within(path, plan)
+
+
+def _within(path: str, plan: WidthPlan) -> WidthPlan:
+    """Return the plan of a part in the names of the whole."""
+    if not path:
+        return plan
+    return WidthPlan(
+        tuple(replace(cut, tensor=f"{path}.{cut.tensor}") for cut in plan.slices),
+        tuple(replace(size, module=f"{path}.{size.module}".rstrip(".")) for size in plan.resizes),
+    )

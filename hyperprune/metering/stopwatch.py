@@ -1,0 +1,66 @@
+"""Times of many candidates, taken in turns so that whatever else the machine does hits all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+Call = Callable[[], object]
+Clock = Callable[[], int]
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Times calls in rounds: every call once a round, every other round backwards, until time or rounds are up.
+
+    Attributes:
+        device: where the calls run; on CUDA each is waited for.
+        fewest: rounds that are timed at least.
+        most: rounds that are timed at most.
+        seconds: after which no further round begins.
+        clock: what is read before and after a call, in nanoseconds.
+
+    Example:
+        >>> fast, slow = Stopwatch(torch.device("cpu")).medians([lambda: sum(range(9)), lambda: sum(range(9999))])
+        >>> fast < slow
+        True
+    """
+
+    device: torch.device
+    fewest: int = 7
+    most: int = 31
+    seconds: float = 1.0
+    clock: Clock = time.perf_counter_ns
+
+    @torch.no_grad()
+    def medians(self, calls: Sequence[Call]) -> list[float]:
+        """Return the median nanoseconds of every call; a first round only warms up. Random state comes back."""
+        with torch.random.fork_rng(devices=[]):
+            return [float(median(times)) for times in self._rounds(calls)]
+
+    def _rounds(self, calls: Sequence[Call]) -> list[list[int]]:
+        times: list[list[int]] = [[] for _ in calls]
+        for call in calls:
+            self._time(call)
+        end = time.perf_counter() + self.seconds
+        for turn in range(self.most):
+            if turn >= self.fewest and time.perf_counter() > end:
+                break
+            for at in range(len(calls)) if turn % 2 else reversed(range(len(calls))):
+                times[at].append(self._time(calls[at]))
+        return times
+
+    def _time(self, call: Call) -> int:
+        self._wait()
+        started = self.clock()
+        call()
+        self._wait()
+        return self.clock() - started
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

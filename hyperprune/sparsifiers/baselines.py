@@ -1,0 +1,244 @@
+"""Scores to compare with: magnitude, first-order Taylor, chance, and the same share of every group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hyperprune.criteria import magnitude
+from hyperprune.errors import SearchError
+from hyperprune.hyper import HyperModel
+from hyperprune.latents import LatentBank
+from hyperprune.sparsifiers.actions import Cut
+from hyperprune.sparsifiers.base import Score, Sparsifier
+
+
+class _OfNetwork:
+    """Base of scores that look at the network itself; ``Search`` shows it to them."""
+
+    _hyper: HyperModel | None = None
+
+    def meet(self, hyper: HyperModel) -> None:
+        """Remember the network."""
+        self._hyper = hyper
+
+    @property
+    def network(self) -> HyperModel:
+        """The network met.
+
+        Raises:
+            SearchError: none so far.
+        """
+        if self._hyper is None:
+            raise SearchError(
+                f"{type(self).__name__} scores a network that it has not met. Pass it to Search, or call meet(hyper)."
+            )
+        return self._hyper
+
+    def prices(self) -> np.ndarray:
+        """Return what one unit costs of the MACs at the present widths, shape ``[units]``."""
+        return prices_of(self.network)
+
+    def observe(self, bank: LatentBank, gradient: Tensor) -> None:
+        """Gradients act through the optimiser alone."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the network is the state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing back."""
+
+
+def prices_of(hyper: HyperModel) -> np.ndarray:
+    """Return what one unit of each group costs of the MACs at the present widths, shape ``[units]``."""
+    of_unit = hyper.coupling.of_unit()
+    counts = np.bincount(of_unit[hyper.living().cpu().numpy()], minlength=len(hyper.coupling.groups))
+    changes = hyper.cost.changes(counts, -np.minimum(counts, 1))
+    return np.abs(changes["macs"]).astype(float)[of_unit]
+
+
+class WeightNorm(_OfNetwork):
+    """Squared norm of all weights that make or read a unit, relative to the mean of its group's living units.
+
+    ``criteria.magnitude`` works it out, as for ``prune``; it multiplies by the price, since the solver divides by it.
+    """
+
+    def scores(self, bank: LatentBank) -> Tensor:
+        """Return the norms of the weights as they are now."""
+        hyper = self.network
+        norms = torch.from_numpy(magnitude(hyper.model, hyper.coupling, hyper.cost))
+        living = bank.living().cpu()
+        for group in bank.groups:
+            part = norms[group.units]
+            part *= part.mean() / part[living[group.units]].mean().clamp_min(1e-300)
+        return norms.to(bank.alive.device)
+
+
+class Draw(_OfNetwork):
+    """Chance, the same draw all through a search; times the price, so that groups lose about the same share."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def scores(self, bank: LatentBank) -> Tensor:
+        """Return uniform draws times prices."""
+        rng = torch.Generator().manual_seed(self.seed)
+        draws = torch.rand(bank.alive.numel(), generator=rng, dtype=torch.float64)
+        return (draws * torch.from_numpy(self.prices())).to(bank.alive.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seed."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.seed = state["seed"]
+
+
+class Rank(_OfNetwork):
+    """A unit's rank within its group by another score, as a share of the group's size, times the price.
+
+    The solver then meets every group at the same share.
+
+    Args:
+        within: what ranks the units of a group.
+    """
+
+    def __init__(self, within: Score) -> None:
+        self.within = within
+
+    def meet(self, hyper: HyperModel) -> None:
+        """Remember the network, and show it to the inner score."""
+        super().meet(hyper)
+        Sparsifier(self.within, Cut()).meet(hyper)
+
+    def observe(self, bank: LatentBank, gradient: Tensor) -> None:
+        """Show a gradient to the inner score."""
+        self.within.observe(bank, gradient)
+
+    def scores(self, bank: LatentBank) -> Tensor:
+        """Return ranks in (0, 1) times prices; the dead rank lowest."""
+        worth = torch.where(bank.living(), self.within.scores(bank).to(bank.alive.device), -1.0).double()
+        shares = torch.cat([_rank(worth[group.units]) for group in bank.groups])
+        return shares * torch.from_numpy(self.prices()).to(shares)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the inner score's state."""
+        return {"within": self.within.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Give it back to the inner score."""
+        self.within.load_state_dict(state["within"])
+
+
+def _rank(worth: Tensor) -> Tensor:
+    return (worth.argsort(stable=True).argsort() + 0.5) / len(worth)
+
+
+class FirstOrder:
+    """Moving average of |z dL/dz|, the size of the first-order change of the loss when the unit is removed.
+
+    Args:
+        decay: share of the old average that a step keeps.
+
+    Attributes:
+        average: the average, shape ``[units]``, NaN for units not seen yet; None before the first gradient.
+    """
+
+    def __init__(self, decay: float = 0.95) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), not {decay}")
+        self.decay = decay
+        self.average: Tensor | None = None
+
+    def change(self, gates: Tensor, gradient: Tensor) -> Tensor:
+        """Return what one batch says of each unit."""
+        return (gates * gradient).abs()
+
+    @torch.no_grad()
+    def observe(self, bank: LatentBank, gradient: Tensor) -> None:
+        """Take one gradient in; units whose gate is zero, or whose change is not finite, keep their average."""
+        gates = bank.gates()
+        change = self.change(gates, gradient)
+        old = torch.full_like(change, torch.nan) if self.average is None else self.average.to(change)
+        new = torch.where(old.isnan(), change, torch.lerp(change, old, self.decay))
+        self.average = torch.where((gates != 0) & change.isfinite(), new, old)
+
+    def scores(self, bank: LatentBank) -> Tensor:
+        """Return the average's size; zero for units not seen yet."""
+        return torch.zeros_like(bank.alive) if self.average is None else self.average.abs().nan_to_num(0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average."""
+        return {"average": None if self.average is None else self.average.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the average back."""
+        self.average = None if state["average"] is None else state["average"].clone()
+
+
+class SignedFirstOrder(FirstOrder):
+    """Size of the moving average of z dL/dz, signs kept: changes of opposite sign cancel over the batches.
+
+    In a trained network they nearly all do, so this variant measures mostly noise there: ``FirstOrder`` is the
+    baseline. To use it: ``Sparsifier(SignedFirstOrder(), Cut())``.
+    """
+
+    def change(self, gates: Tensor, gradient: Tensor) -> Tensor:
+        """Return z dL/dz."""
+        return gates * gradient
+
+
+def Magnitude() -> Sparsifier:
+    """Baseline: the smallest weights go, by the squared norm of all that make or read a unit, relative to its group.
+
+    Example:
+        >>> Magnitude().pressure
+        0.0
+    """
+    return Sparsifier(WeightNorm(), Cut())
+
+
+def Taylor(decay: float = 0.95) -> Sparsifier:
+    """Baseline: the first-order change of the loss, averaged as |z dL/dz| over batches, per price.
+
+    Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, gates on the consumers' side.
+
+    Args:
+        decay: share of the old average that a step keeps.
+
+    Example:
+        >>> Taylor(decay=0.9).score.decay
+        0.9
+    """
+    return Sparsifier(FirstOrder(decay), Cut())
+
+
+def Random(seed: int = 0) -> Sparsifier:
+    """Baseline: units go by chance, each group losing about the same share.
+
+    Args:
+        seed: of the draw, which stays the same all through a search.
+
+    Example:
+        >>> Random(seed=3).score.seed
+        3
+    """
+    return Sparsifier(Draw(seed), Cut())
+
+
+def Uniform(within: Score | None = None) -> Sparsifier:
+    """Baseline: every group loses the same share of its units, to one unit or so; widths are not searched.
+
+    Args:
+        within: what ranks the units of one group; the norm of their weights by default.
+
+    Example:
+        >>> from hyperprune.sparsifiers import Saliency
+        >>> rule = Uniform(within=Saliency())  # uniform widths, each group's most salient units
+    """
+    return Sparsifier(Rank(WeightNorm() if within is None else within), Cut())

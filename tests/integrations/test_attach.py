@@ -1,0 +1,207 @@
+"""``search.attach(optimizer)``: loops that are not the user's own, with the real libraries."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hyperprune import Budget, HyperModel, HyperpruneError, L1Proximal, Search, export_pruned, hyperize
+from tests.models import residual
+
+STEPS = 8
+
+
+def data() -> tuple[Tensor, Tensor]:
+    made = torch.Generator().manual_seed(3)
+    return torch.randn(24, 3, 8, 8, generator=made), torch.arange(24) % 3
+
+
+def start(make: Callable[[Any], torch.optim.Optimizer] | None = None, **options: Any) -> tuple[HyperModel, Any, Search]:
+    hyper = hyperize(residual(), torch.zeros(1, 3, 8, 8)).train()
+    groups = hyper.parameter_groups(lr=0.02)
+    optimizer = torch.optim.SGD(groups, momentum=0.9) if make is None else make(groups)
+    return hyper, optimizer, Search(hyper, optimizer, Budget(macs=0.5), STEPS, **options)
+
+
+def backward(hyper: HyperModel) -> Tensor:
+    images, labels = data()
+    loss = F.cross_entropy(hyper(images), labels)
+    loss.backward()
+    return loss
+
+
+def assert_searched_alike(one: HyperModel, other: HyperModel) -> None:
+    assert bool((~one.living()).any())
+    for name, value in one.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_attached_is_the_same_as_calling_step() -> None:
+    torch.manual_seed(1)
+    by_hand, optimizer, search = start()
+    torch.manual_seed(1)
+    by_itself, attached, its_search = start()
+    assert its_search.attach(attached) is its_search
+    for _ in range(STEPS):
+        for hyper, made in ((by_hand, optimizer), (by_itself, attached)):
+            made.zero_grad()
+            backward(hyper)
+            made.step()
+        search.step()
+    assert search.done
+    assert its_search.done
+    assert_searched_alike(by_hand, by_itself)
+
+
+def test_a_closure_is_observed_after_it_has_run() -> None:
+    torch.manual_seed(1)
+    by_hand, optimizer, search = start()
+    torch.manual_seed(1)
+    by_closure, other, its_search = start()
+    its_search.attach(other)
+
+    def closure() -> Tensor:
+        other.zero_grad()
+        return backward(by_closure)
+
+    for at in range(STEPS):
+        optimizer.zero_grad()
+        backward(by_hand)
+        optimizer.step()
+        search.step()
+        loss = other.step(closure) if at % 2 else other.step(closure=closure)
+        assert isinstance(loss, Tensor)
+    assert_searched_alike(by_hand, by_closure)
+
+
+def test_a_second_driver_and_a_foreign_optimiser_are_refused() -> None:
+    _, optimizer, search = start()
+    with pytest.raises(HyperpruneError, match="optimiser the search was made with"):
+        search.attach(start()[1])
+    search.attach(optimizer)
+    with pytest.raises(HyperpruneError, match="already"):
+        search.attach(optimizer)
+    with pytest.raises(HyperpruneError, match="count twice"):
+        search.step()
+    assert search.step_count == 0
+
+
+def test_the_optimiser_keeps_an_attached_search_alive() -> None:
+    hyper, optimizer, search = start()
+    search.attach(optimizer)
+    del search
+    gc.collect()
+    for _ in range(STEPS):
+        backward(hyper)
+        optimizer.step()
+    assert hyper.cost.total(hyper.cost.full).macs > 0
+    assert not bool(hyper.living().all())
+
+
+def fused(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, fused=True)
+
+
+@pytest.mark.parametrize("make", [None, fused], ids=["sgd", "fused adamw"])
+def test_a_step_that_the_scaler_skips_is_none(make: Any) -> None:
+    hyper, optimizer, search = start(make)
+    search.attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for at in range(3):
+        optimizer.zero_grad()
+        scaler.scale(F.cross_entropy(hyper(data()[0]), data()[1])).backward()
+        if at == 1:
+            hyper.model.fc.parametrizations.weight.original.grad[0, 0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+    assert search.step_count == 2
+
+
+def test_a_fused_optimiser_shows_the_search_unscaled_gradients() -> None:
+    scores = []
+    for scale in (1.0, 1024.0):
+        torch.manual_seed(1)
+        hyper, optimizer, search = start(fused, every=2)
+        search.attach(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(F.cross_entropy(hyper(data()[0]), data()[1])).backward()
+        scaler.step(optimizer)
+        scores.append(search.state_dict()["sparsifier"]["score"]["average"])
+    assert scores[0].max() > 0
+    torch.testing.assert_close(scores[0], scores[1])
+
+
+def test_the_learning_rate_is_read_where_it_is_after_the_optimiser_was_loaded() -> None:
+    """load_state_dict replaces the groups: the l1 step must follow the new one's learning rate."""
+    hyper, optimizer, search = start(sparsifier=L1Proximal(), every=1)
+    optimizer.load_state_dict(optimizer.state_dict())
+    search.attach(optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    before = hyper.bank.latents.detach().clone()
+    for _ in range(2):
+        backward(hyper)
+        optimizer.step()
+    assert torch.equal(hyper.bank.latents, before), "without a learning rate there is no step"
+
+
+def test_accelerate(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    hyper, optimizer, search = start()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data()), batch_size=4)
+    model, wrapped, loader = accelerator.prepare(hyper, optimizer, loader)
+    search.attach(wrapped)
+    for _ in range(4):
+        for images, labels in loader:
+            with accelerator.accumulate(model):
+                accelerator.backward(F.cross_entropy(model(images), labels))
+                wrapped.step()
+                wrapped.zero_grad()
+    assert search.done, "24 batches are 12 steps"
+    assert search.step_count == STEPS
+    slim = export_pruned(accelerator.unwrap_model(model))
+    assert sum(p.numel() for p in slim.parameters()) == search.progress().params
+
+
+def test_a_search_can_be_made_with_accelerates_wrapper() -> None:
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    hyper, optimizer, _ = start()
+    wrapped = accelerate.Accelerator(cpu=True).prepare(optimizer)
+    search = Search(hyper, wrapped, Budget(macs=0.5), STEPS).attach(wrapped)
+    for _ in range(STEPS):
+        backward(hyper)
+        wrapped.step()
+    assert search.done
+
+
+def test_transformers_trainer(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate")
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    model = transformers.ResNetForImageClassification(config)
+    images, labels = torch.randn(24, 3, 32, 32), torch.arange(24) % 3
+    examples = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
+    hyper = hyperize(model, {"pixel_values": images[:2]})
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.02), momentum=0.9)
+    search = Search(hyper, optimizer, Budget(macs=0.5), steps=6).attach(optimizer)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, max_steps=9, per_device_train_batch_size=4, report_to=[],
+        disable_tqdm=True, save_strategy="steps", save_steps=9, max_grad_norm=1.0, label_names=["labels"],
+        remove_unused_columns=False,  # Trainer reads the names from forward, and HyperModel takes any
+    )  # fmt: skip
+    trainer = transformers.Trainer(hyper, arguments, train_dataset=examples, optimizers=(optimizer, None))
+    trainer.train()
+    assert search.done
+    assert search.step_count == 6
+    slim = export_pruned(hyper)
+    assert isinstance(slim, transformers.ResNetForImageClassification)
+    assert sum(p.numel() for p in slim.parameters()) == search.progress().params
+    assert (tmp_path / "checkpoint-9" / "model.safetensors").exists()

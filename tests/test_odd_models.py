@@ -1,0 +1,465 @@
+"""Models as people write them: shared layers, bare parameters, odd inputs and outputs, other types and layouts."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, StochasticDepth
+
+from hyperprune import hyperize
+from hyperprune.errors import TraceError
+from hyperprune.export import export_with_proof
+from hyperprune.labels import Call, rule, unregister
+from tests.halving import halved, runs, stays, units_of
+from tests.models import Net, randomise_norms_
+
+IMAGE = (2, 3, 8, 8)
+
+
+class TestSharedLayers:
+    def test_a_layer_called_several_times_loses_the_same_channels_at_every_call(self) -> None:
+        parts = {"stem": nn.Conv2d(3, 8, 1), "step": nn.Conv2d(8, 8, 3, padding=1), "out": nn.Conv2d(8, 2, 1)}
+
+        def run(net: Any, x: Tensor) -> Tensor:
+            x = torch.relu(net.stem(x))
+            for _ in range(3):
+                x = x + torch.relu(net.step(x))
+            return net.out(x)
+
+        hyper, slim = halved(Net(parts, run), torch.randn(IMAGE))
+        assert units_of(hyper, "step") == 8
+        assert slim.step.in_channels == slim.step.out_channels == slim.stem.out_channels < 8
+
+    def test_a_block_with_a_batch_norm_may_be_called_twice(self) -> None:
+        block = {"conv": nn.Conv2d(8, 8, 3, padding=1), "norm": nn.BatchNorm2d(8)}
+        parts = {"stem": nn.Conv2d(3, 8, 1), **block, "out": nn.Conv2d(8, 2, 1)}
+
+        def run(net: Any, x: Tensor) -> Tensor:
+            x = torch.relu(net.stem(x))
+            for _ in range(2):
+                x = x + torch.relu(net.norm(net.conv(x)))
+            return net.out(x)
+
+        hyper, _ = halved(Net(parts, run), torch.randn(IMAGE))
+        assert units_of(hyper, "conv") == 8
+
+    def test_one_layer_under_two_names_is_still_one_layer_after_export(self) -> None:
+        layer = nn.Conv2d(6, 6, 3, padding=1)
+        parts = {"stem": nn.Conv2d(3, 6, 1), "a": layer, "b": layer, "out": nn.Conv2d(6, 2, 1)}
+        _, slim = halved(Net(parts, lambda net, x: net.out(net.b(torch.relu(net.a(net.stem(x)))))), torch.randn(IMAGE))
+        assert slim.a is slim.b
+        assert slim.a.in_channels < 6
+
+    def test_modules_that_share_a_parameter_stay_whole_and_tied_while_the_rest_goes(self) -> None:
+        parts = {name: nn.Conv2d(i, o, 1) for name, i, o in [("stem", 3, 6), ("a", 6, 6), ("b", 6, 6), ("mid", 6, 8)]}
+        parts["b"].weight = parts["a"].weight
+        parts["out"] = nn.Conv2d(8, 2, 1)
+        model = Net(parts, lambda net, x: net.out(torch.relu(net.mid(net.b(torch.relu(net.a(net.stem(x))))))))
+        hyper, slim = halved(model, torch.randn(IMAGE))
+        assert slim.a.weight is slim.b.weight
+        assert "shared between modules" in stays(hyper, "a") + stays(hyper, "b")
+        assert slim.mid.out_channels < 8
+
+    def test_an_embedding_tied_to_the_head_leaves_the_hidden_width_prunable(self) -> None:
+        parts = {"table": nn.Embedding(11, 6), "up": nn.Linear(6, 16), "down": nn.Linear(16, 6)}
+        parts["head"] = nn.Linear(6, 11, bias=False)
+        parts["head"].weight = parts["table"].weight
+        model = Net(parts, lambda net, x: net.head(net.down(torch.relu(net.up(net.table(x))))))
+        _, slim = halved(model, torch.arange(8).reshape(2, 4))
+        assert slim.head.weight is slim.table.weight
+        assert slim.up.out_features < 16
+
+
+class TestBareParameters:
+    def test_functional_convolutions_and_linear_layers_are_pruned(self) -> None:
+        parts = {
+            "kernel": nn.Parameter(torch.randn(8, 3, 3, 3)),
+            "shift": nn.Parameter(torch.randn(8)),
+            "mix": nn.Parameter(torch.randn(6, 8)),
+            "out": nn.Linear(6, 2),
+        }
+
+        def run(net: Any, x: Tensor) -> Tensor:
+            x = torch.relu(F.conv2d(x, net.kernel, net.shift, padding=1)).mean((2, 3))
+            return net.out(torch.relu(F.linear(x, net.mix)))
+
+        _, slim = halved(Net(parts, run), torch.randn(IMAGE))
+        assert slim.kernel.shape[0] == slim.shift.shape[0] == slim.mix.shape[1] < 8
+        assert slim.mix.shape[0] == slim.out.in_features < 6
+
+    def test_a_functional_grouped_convolution_follows_an_attribute(self) -> None:
+        parts = {"stem": nn.Conv2d(3, 12, 1), "kernel": nn.Parameter(torch.randn(12, 1, 3, 3)), "width": 12}
+        parts["out"] = nn.Conv2d(12, 2, 1)
+        model = Net(parts, lambda net, x: net.out(F.conv2d(net.stem(x), net.kernel, groups=net.width)))
+        _, slim = halved(model, torch.randn(IMAGE))
+        assert slim.width == slim.kernel.shape[0] < 12
+
+
+class Shortcut(nn.Module):
+    """A function as a layer (option A of the CIFAR ResNet)."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def test_a_zero_padded_shortcut_written_as_a_lambda() -> None:
+    parts = {
+        "stem": nn.Conv2d(3, 8, 3, padding=1),
+        "conv1": nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        "conv2": nn.Conv2d(16, 16, 3, padding=1),
+        "shortcut": Shortcut(lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4), "constant", 0)),
+        "fc": nn.Linear(16, 2),
+    }
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        x = torch.relu(net.stem(x))
+        x = torch.relu(net.conv2(torch.relu(net.conv1(x))) + net.shortcut(x))
+        return net.fc(x.mean((2, 3)))
+
+    hyper, slim = halved(Net(parts, run), torch.randn(IMAGE))
+    assert units_of(hyper, "stem") == units_of(hyper, "conv2") == 8
+    assert slim.conv2.out_channels == slim.stem.out_channels + 8
+
+
+class GhostNorm(nn.BatchNorm2d):
+    """Batch norm over parts of a batch while training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        return torch.cat([super(GhostNorm, self).forward(part) for part in x.chunk(2)])
+
+
+RANDOM: dict[str, Callable[[], nn.Module]] = {
+    "dropout": lambda: nn.Dropout(0.4),
+    "dropout of whole channels": lambda: nn.Dropout2d(0.4),
+    "alpha dropout": lambda: nn.AlphaDropout(0.4),
+    "stochastic depth": lambda: StochasticDepth(0.5, "row"),
+    "drop path": lambda: timm.layers.DropPath(0.5),
+    "ghost batch norm": lambda: randomise_norms_(GhostNorm(8)),
+    "frozen batch norm": lambda: frozen_norm(8),
+    "timm's frozen batch norm": lambda: timm.layers.FrozenBatchNormAct2d(8),
+    "sync batch norm": lambda: randomise_norms_(nn.SyncBatchNorm(8)),
+    "instance norm": lambda: nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+}
+
+
+def frozen_norm(width: int) -> FrozenBatchNorm2d:
+    norm = FrozenBatchNorm2d(width)
+    for buffer in norm.buffers():
+        buffer.uniform_(0.5, 1.5)
+    return norm
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_layers_that_behave_otherwise_in_train_mode(name: str) -> None:
+    if name == "sync batch norm" and not torch.cuda.is_available():
+        pytest.skip("trains on GPUs only")
+    parts = {"stem": nn.Conv2d(3, 8, 3, padding=1), "odd": RANDOM[name](), "mid": nn.Conv2d(8, 8, 1)}
+    parts["out"] = nn.Conv2d(8, 2, 1)
+    model = Net(parts, lambda net, x: net.out(torch.relu(x0 := net.odd(net.stem(x))) + net.mid(x0)))
+    _, slim = halved(model, torch.randn(4, 3, 8, 8))
+    assert slim.stem.out_channels < 8
+    assert all(len(b) < 8 for b in slim.odd.buffers() if b.ndim)
+
+
+def test_the_buffers_of_a_frozen_batch_norm_are_sliced() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), frozen_norm(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    _, slim = halved(model, torch.randn(IMAGE))
+    assert {len(buffer) for buffer in slim[1].buffers()} == {slim[0].out_channels}
+
+
+class TwoTowers(nn.Module):
+    """Two inputs, the second perhaps missing, and any wrapping of the outputs."""
+
+    def __init__(self, wrap: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(6, 8)
+        self.mid, self.out = nn.Linear(8, 6), nn.Linear(6, 2)
+        self.wrap = wrap
+
+    def forward(self, left: Tensor, right: Tensor | None = None, *, scale: float = 1.0) -> Any:
+        x = self.a(left) if right is None else self.a(left) + self.b(right)
+        hidden = torch.relu(self.mid(torch.relu(x * scale)))
+        return self.wrap(self.out(hidden), self.out(-hidden))
+
+
+@dataclass
+class Pair:
+    first: Tensor
+    second: Tensor
+
+
+LEFT, RIGHT = torch.randn(3, 4), torch.randn(3, 6)
+INPUTS = {
+    "one tensor": LEFT,
+    "a tuple": (LEFT, RIGHT),
+    "keywords": {"left": LEFT, "right": RIGHT},
+    "keywords and a number": {"left": LEFT, "right": RIGHT, "scale": 0.5},
+}
+WRAPPINGS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "a tuple": lambda a, b: (a, b),
+    "a list in a dict": lambda a, b: {"all": [a, b], "none": None},
+    "an ordered dict": lambda a, b: OrderedDict(out=a, aux=b),
+    "a dataclass": Pair,
+}
+
+
+@pytest.mark.parametrize("given", INPUTS)
+def test_several_inputs(given: str) -> None:
+    _, slim = halved(TwoTowers(lambda a, b: a), INPUTS[given])
+    assert slim.mid.out_features < 6
+    assert slim.a.out_features < 8
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_several_outputs(wrapping: str) -> None:
+    _, slim = halved(TwoTowers(WRAPPINGS[wrapping]), (LEFT, RIGHT))
+    assert type(slim(LEFT, RIGHT)) is type(WRAPPINGS[wrapping](LEFT, RIGHT))
+    assert slim.mid.out_features < 6
+
+
+def test_a_list_of_tensors_as_one_argument() -> None:
+    parts = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(3, 8, 1), "out": nn.Conv2d(16, 2, 1)}
+    model = Net(parts, lambda net, xs: net.out(torch.relu(torch.cat([net.a(xs[0]), net.b(xs[1])], 1))))
+    _, slim = halved(model, ([torch.randn(IMAGE), torch.randn(IMAGE)],))
+    assert slim.a.out_channels + slim.b.out_channels == slim.out.in_channels < 16
+
+
+def test_auxiliary_classifiers_of_googlenet_follow_in_train_mode() -> None:
+    model = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False)
+    x = torch.randn(2, 3, 64, 64)
+    _, slim = halved(randomise_norms_(model), x)
+    outputs = slim.train()(x)
+    assert [tuple(out.shape) for out in (outputs.logits, outputs.aux_logits1, outputs.aux_logits2)] == [(2, 1000)] * 3
+    assert slim.aux1.conv.conv.in_channels < model.aux1.conv.conv.in_channels
+
+
+def test_a_segmentation_network_returns_its_ordered_dict() -> None:
+    backbone = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 8, 3, 2, 1), mid=nn.Conv2d(8, 12, 3, 2, 1)))
+    body = torchvision.models._utils.IntermediateLayerGetter(backbone, {"stem": "aux", "mid": "out"})
+    fcn = torchvision.models.segmentation.fcn.FCNHead
+    model = torchvision.models.segmentation.FCN(body, fcn(12, 5), fcn(8, 5))
+    _, slim = halved(model, torch.randn(2, 3, 16, 16))
+    assert list(slim(torch.randn(1, 3, 16, 16))) == ["out", "aux"]
+    assert slim.backbone.mid.out_channels < 12
+
+
+def test_a_feature_extractor_keeps_the_channels_of_its_features() -> None:
+    model = timm.create_model("resnet10t", features_only=True, pretrained=False)
+    _, slim = halved(randomise_norms_(model), torch.randn(1, 3, 64, 64))
+    features = slim(torch.randn(1, 3, 64, 64))
+    assert [f.shape[1] for f in features] == model.feature_info.channels()
+
+
+def test_a_detection_backbone_with_a_feature_pyramid() -> None:
+    model = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=2)
+    hyper, slim = halved(model, torch.randn(1, 3, 64, 64))
+    assert [f.shape[1] for f in slim(torch.randn(1, 3, 64, 64)).values()] == [256] * 5
+    assert units_of(hyper, "body.layer4.0.conv1") == 512
+    trained = dict(model.named_parameters())
+    assert all(p.requires_grad == trained[name].requires_grad for name, p in slim.named_parameters())
+
+
+def test_a_feature_pyramid_ties_its_levels() -> None:
+    parts = {"a": nn.Conv2d(3, 6, 1), "b": nn.Conv2d(6, 8, 3, 2, 1), "fpn": FeaturePyramidNetwork([6, 8], 10)}
+    parts["head"] = nn.Conv2d(10, 2, 1)
+
+    def run(net: Any, x: Tensor) -> list[Tensor]:
+        low = torch.relu(net.a(x))
+        levels = net.fpn(OrderedDict(low=low, high=torch.relu(net.b(low))))
+        return [net.head(level) for level in levels.values()]
+
+    _, slim = halved(Net(parts, run), torch.randn(IMAGE))
+    assert slim.head.in_channels < 10
+    assert len({block[0].in_channels for block in slim.fpn.layer_blocks}) == 1
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 8, 8), (1, 3, 20, 12)])
+def test_other_batches_and_images_than_the_example(shape: tuple[int, ...]) -> None:
+    model = timm.create_model("test_convnext", pretrained=False, num_classes=7)
+    hyper, slim = halved(model, torch.randn(2, 3, 32, 32))
+    x = torch.randn(shape[0], 3, 4 * shape[2], 4 * shape[3])
+    left, right = runs(hyper, x, training=False)[0], runs(slim, x, training=False)[0]
+    assert (left - right).abs().max() <= 1e-5 * left.abs().max()
+
+
+def small_resnet() -> nn.Module:
+    return randomise_norms_(timm.create_model("test_resnet", pretrained=False, num_classes=7))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_type_of_a_model_is_kept(dtype: torch.dtype) -> None:
+    model, x = small_resnet().to(dtype), torch.randn(2, 3, 32, 32, dtype=dtype)
+    hyper, slim = halved(model, x, bound={torch.float64: 1e-10}.get(dtype, 0.1))
+    assert {tensor.dtype for tensor in slim.state_dict().values() if tensor.is_floating_point()} == {dtype}
+    assert slim(x).dtype is dtype
+    _, proof = export_with_proof(hyper.double())
+    assert proof.relative_error <= 1e-10
+
+
+def test_the_memory_format_is_kept() -> None:
+    model = small_resnet().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    _, slim = halved(model, x)
+    wide = [p for p in slim.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
+    assert wide
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
+    assert not any(p.is_contiguous() for p in wide)
+
+
+def test_parts_that_are_not_trained_stay_so_while_searching_and_after_export() -> None:
+    model = small_resnet()
+    model.conv1.requires_grad_(False)
+    model.layer1.requires_grad_(False)
+    fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
+    hyper, slim = halved(model, torch.randn(2, 3, 32, 32))
+    assert {name for name, p in slim.named_parameters() if not p.requires_grad} == fixed
+    searched = [p for p in hyper.model.parameters() if not p.requires_grad]
+    assert len(searched) == len(fixed)
+    hyper(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    assert all(p.grad is None for p in searched)
+    assert hyper.bank.latents.grad is not None
+
+
+class Stack(nn.Sequential):
+    """A Sequential with a forward of its own."""
+
+    def __init__(self, *layers: nn.Module, **options: Any) -> None:
+        super().__init__(*layers)
+        self.options = options
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super().forward(*args) * kwargs.get("scale", self.options["scale"])
+
+
+def test_a_subclass_of_sequential_that_takes_anything() -> None:
+    model = Stack(nn.Conv2d(3, 8, 1), Stack(nn.ReLU(), nn.Conv2d(8, 6, 1), scale=0.5), nn.Conv2d(6, 2, 1), scale=2.0)
+    x = torch.randn(IMAGE)
+    _, slim = halved(model, x)
+    assert slim.options == {"scale": 2.0}
+    assert torch.equal(slim(x, scale=4.0), 2 * slim(x))
+
+
+class CachedBias(nn.Module):
+    """Attention whose bias is looked up once in eval mode and kept."""
+
+    def __init__(self, heads: int = 4, width: int = 3) -> None:
+        super().__init__()
+        self.heads, self.width = heads, width
+        self.qkv, self.proj = nn.Linear(6, 3 * heads * width), nn.Linear(heads * width, 2)
+        self.table = nn.Parameter(torch.randn(heads, 5))
+        self.register_buffer("places", torch.arange(25).reshape(5, 5) % 5, persistent=False)
+        self.cache: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> CachedBias:
+        super().train(mode)
+        self.cache = {} if mode else self.cache
+        return self
+
+    def bias(self) -> Tensor:
+        if self.training:
+            return self.table[:, self.places]
+        if "cpu" not in self.cache:
+            self.cache["cpu"] = self.table[:, self.places]
+        return self.cache["cpu"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, length, 3, self.heads, self.width).permute(2, 0, 3, 1, 4).unbind(0)
+        attention = (q @ k.transpose(-2, -1) + self.bias()).softmax(-1)
+        return self.proj((attention @ v).transpose(1, 2).reshape(batch, length, self.heads * self.width))
+
+
+def test_a_model_that_has_cached_its_attention_biases_in_eval_mode() -> None:
+    model, x = CachedBias().eval(), torch.randn(2, 5, 6)
+    with torch.no_grad():
+        model(x)
+    assert model.cache
+    _, slim = halved(model, x)
+    assert model.cache
+    assert slim.table.shape[0] == slim.heads < 4
+    assert slim.train().eval()(x).shape == (2, 5, 2)
+
+
+def test_a_forward_that_depends_on_values_is_refused_with_its_line_and_a_way_out() -> None:
+    model = Net({"a": nn.Conv2d(3, 4, 1)}, lambda net, x: net.a(x) if x.sum() > 0 else -net.a(x))
+    with pytest.raises(TraceError, match=r"(?s)test_odd_models\.py:\d+.*example inputs that take the branch"):
+        hyperize(model, torch.randn(IMAGE))
+
+
+@torch.library.custom_op("oddtests::halve", mutates_args=())
+def halve(x: Tensor) -> Tensor:
+    return x / 2
+
+
+@halve.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+halve.register_autograd(lambda context, gradient: gradient / 2)
+
+
+class Doubled(torch.autograd.Function):
+    """An activation with a gradient of its own."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient * 2
+
+
+def with_activation(function: Callable[[Tensor], Tensor]) -> nn.Module:
+    parts = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 8, 1), "out": nn.Conv2d(8, 2, 1)}
+    return Net(parts, lambda net, x: net.out(torch.relu(net.b(function(net.a(x))))))
+
+
+@pytest.fixture
+def halving_is_known() -> Iterator[None]:
+    @rule("oddtests::halve")
+    def halving(call: Call) -> Any:
+        return call.labels(call.arg("x"))
+
+    yield
+    unregister("oddtests::halve")
+
+
+def test_what_a_custom_operation_without_a_rule_touches_stays_and_is_reported() -> None:
+    hyper, slim = halved(with_activation(halve), torch.randn(IMAGE))
+    assert slim.a.out_channels == 8
+    assert slim.b.out_channels < 8
+    assert stays(hyper, "a") == "no rule for oddtests::halve"
+    assert "models.py" in next(f.where for f in hyper.coupling.frozen if f.layer == "a")
+
+
+@pytest.mark.usefixtures("halving_is_known")
+def test_a_rule_of_the_users_makes_a_custom_operation_prunable() -> None:
+    _, slim = halved(with_activation(halve), torch.randn(IMAGE))
+    assert slim.a.out_channels < 8
+    assert slim.b.out_channels < 8
+
+
+def test_an_autograd_function_is_looked_into_and_keeps_its_own_gradient() -> None:
+    model, x = with_activation(Doubled.apply), torch.randn(IMAGE)
+    _, slim = halved(model, x)
+    assert slim.a.out_channels < 8
+    slim(x).sum().backward()
+    assert slim.a.weight.grad is not None

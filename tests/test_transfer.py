@@ -1,0 +1,191 @@
+"""The optimiser's state moves to the slim network: the next step is the one the searched network would take."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hyperprune import DHP, HyperModel, export_pruned, hyperize, transfer_optimizer
+from hyperprune.errors import ModelError
+from hyperprune.hyper import plain_copy, slim_copy
+from tests.models import SMALL, random_half, residual, small
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda g: torch.optim.SGD(g, momentum=0.9),
+    "nesterov": lambda g: torch.optim.SGD(g, momentum=0.9, nesterov=True),
+    "adam": lambda g: torch.optim.Adam(g, amsgrad=True),
+    "adamw": lambda g: torch.optim.AdamW(g, betas=(0.8, 0.9)),
+    "rmsprop": lambda g: torch.optim.RMSprop(g, centered=True, momentum=0.5),
+    "adagrad": torch.optim.Adagrad,
+    "adamax": torch.optim.Adamax,
+}
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    optimizer.zero_grad()
+    output = model(x)
+    (output * torch.linspace(-1, 2, output.numel()).view_as(output).to(output)).square().mean().backward()
+    optimizer.step()
+
+
+def trained(name: str, optimizer: str, steps: int = 3) -> tuple[HyperModel, torch.optim.Optimizer, Tensor]:
+    """A network half of which has gone, trained with frozen latents in double precision."""
+    torch.manual_seed(0)
+    model, x = small(name)
+    hyper = hyperize(model.double(), x.double()).double().train()
+    hyper.bank.latents.requires_grad_(False)
+    hyper.bank.keep_(random_half(hyper, torch.Generator().manual_seed(1)))
+    made = OPTIMIZERS[optimizer](hyper.parameter_groups(lr=0.01, weight_decay=1e-3))
+    for _ in range(steps):
+        step(hyper, made, x.double())
+    return hyper, made, x.double()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["sequential", "residual", "mobile", "grouped"])
+def test_the_next_steps_are_those_of_the_searched_network(name: str, optimizer: str) -> None:
+    hyper, made, x = trained(name, optimizer)
+    slim = export_pruned(hyper)
+    carried = transfer_optimizer(hyper, slim, made)
+    afresh = copy.deepcopy(slim)
+    for _ in range(3):
+        step(hyper, made, x)
+        step(slim, carried, x)
+    expected = slim_copy(hyper).state_dict()
+    for key, value in slim.state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-9, atol=1e-12)
+    fresh = OPTIMIZERS[optimizer]([{"params": list(afresh.parameters()), "lr": 0.01, "weight_decay": 1e-3}])
+    for _ in range(3):
+        step(afresh, fresh, x)
+    gaps = [float((value - expected[key]).abs().max()) for key, value in afresh.state_dict().items() if value.ndim]
+    assert max(gaps) > 1e-6, "a fresh optimiser does something else"
+
+
+@pytest.mark.parametrize(("optimizer", "key", "power"), [("sgd", "momentum_buffer", 1), ("adam", "exp_avg_sq", 2)])
+def test_with_other_gates_the_state_is_that_of_the_slim_weights_gradients(optimizer: str, key: str, power: int) -> None:
+    """Accumulate dL/dW of the folded weights by hand, at the weights the searched network goes through."""
+    torch.manual_seed(0)
+    hyper = hyperize(residual().double(), torch.randn(4, 3, 8, 8).double()).double().train()
+    with torch.no_grad():
+        hyper.bank.latents.uniform_(0.2, 1.8)
+    hyper.bank.latents.requires_grad_(False)
+    made = OPTIMIZERS[optimizer](hyper.parameter_groups(lr=0.01))
+    x, expected = torch.randn(4, 3, 8, 8).double(), torch.zeros(()).double()
+    for _ in range(4):
+        plain = plain_copy(hyper).train()
+        output = plain(x)
+        (output * torch.linspace(-1, 2, output.numel()).view_as(output).to(output)).square().mean().backward()
+        gradient = plain.get_parameter("block1.conv2.weight").grad
+        assert gradient is not None
+        expected = 0.9 * expected + gradient if power == 1 else 0.999 * expected + 0.001 * gradient.square()
+        step(hyper, made, x)
+    slim = export_pruned(hyper)
+    found = transfer_optimizer(hyper, slim, made).state[slim.get_parameter("block1.conv2.weight")][key]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_slim_parameter_is_held_with_its_options_and_nothing_else(name: str) -> None:
+    hyper, made, _ = trained(name, "adamw")
+    for at, group in enumerate(made.param_groups):
+        group["lr"] = 0.5 + at
+    slim = export_pruned(hyper)
+    carried = transfer_optimizer(hyper, slim, made)
+    assert type(carried) is torch.optim.AdamW
+    held = [p for group in carried.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in slim.parameters()}
+    assert len(held) == len(set(map(id, held)))
+    (group,) = carried.param_groups
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (0.5, 1e-3, (0.8, 0.9))
+    assert all(carried.state[p]["exp_avg"].shape == p.shape for p in held)
+    carried.load_state_dict(copy.deepcopy(carried.state_dict()))
+
+
+def test_the_old_optimiser_is_left_as_it_was_and_shares_nothing() -> None:
+    hyper, made, x = trained("residual", "adamw")
+    before = copy.deepcopy(made.state_dict())
+    slim = export_pruned(hyper)
+    carried = transfer_optimizer(hyper, slim, made)
+    step(slim, carried, x)
+    for key, state in made.state_dict()["state"].items():
+        assert all(torch.equal(value, before["state"][key][name]) for name, value in state.items())
+    assert made.state_dict()["param_groups"] == before["param_groups"]
+
+
+def test_attention_widths_bring_their_rescaled_rows_along() -> None:
+    """Fused attention divides by the root of the width: the query's rows are rescaled at export."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.q(x), self.k(x), self.v(x)
+            return self.out(nn.functional.scaled_dot_product_attention(q, k, v))
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8).double()
+    hyper = hyperize(Attention().double(), x).double()
+    hyper.bank.latents.requires_grad_(False)
+    hyper.bank.keep_(random_half(hyper, torch.Generator().manual_seed(1)))
+    made = OPTIMIZERS["sgd"](hyper.parameter_groups(lr=0.01))
+    step(hyper, made, x)
+    slim = export_pruned(hyper)
+    (rescale, *_) = [r for r in hyper.plan().rescales if r.tensor == "q.weight"]
+    carried = transfer_optimizer(hyper, slim, made).state[slim.q.weight]["momentum_buffer"]
+    module: Any = hyper.model.q
+    (kept,) = [cut.kept for cut in hyper.plan().slices if (cut.tensor, cut.axis) == ("q.weight", 0)]
+    trained_q = module.parametrizations.weight.original
+    sliced = made.state[trained_q]["momentum_buffer"][list(kept)]
+    torch.testing.assert_close(carried, sliced / rescale.factor)
+
+
+def test_a_hypernetworks_state_starts_afresh_with_a_warning_and_the_others_move() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    hyper = hyperize(residual(), x, generator=DHP(embedding=2)).train()
+    made = OPTIMIZERS["sgd"](hyper.parameter_groups(lr=0.01))
+    step(hyper, made, x)
+    slim = export_pruned(hyper)
+    with pytest.warns(UserWarning, match=r"state of 5 parameters could not be carried over"):
+        carried = transfer_optimizer(hyper, slim, made)
+    held = [p for group in carried.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in slim.parameters()}
+    assert slim.stem.weight not in carried.state
+    assert "momentum_buffer" in carried.state[slim.bn.weight]
+    step(slim, carried, x)
+
+
+def test_an_optimiser_that_keeps_something_else_starts_afresh_with_a_warning() -> None:
+    hyper, _, x = trained("residual", "sgd", steps=0)
+    made = torch.optim.Adafactor(hyper.parameter_groups(lr=0.01))
+    step(hyper, made, x)
+    slim = export_pruned(hyper)
+    with pytest.warns(UserWarning, match="kept in a form that is not known here"):
+        carried = transfer_optimizer(hyper, slim, made)
+    step(slim, carried, x)
+
+
+def test_an_optimiser_before_its_first_step_moves_without_a_warning() -> None:
+    hyper, made, x = trained("residual", "sgd", steps=0)
+    slim = export_pruned(hyper)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(slim, transfer_optimizer(hyper, slim, made), x)
+
+
+def test_a_network_that_is_not_an_export_of_the_search_is_refused() -> None:
+    hyper, made, _ = trained("residual", "sgd")
+    with pytest.raises(ModelError, match=r"is not an export of the searched network as it is now"):
+        transfer_optimizer(hyper, residual(), made)
+    slim = export_pruned(hyper)
+    hyper.bank.keep_(random_half(hyper, torch.Generator().manual_seed(7)))
+    with pytest.raises(ModelError, match=r"slim = export_pruned\(hyper\) first"):
+        transfer_optimizer(hyper, slim, made)
