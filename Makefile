@@ -75,6 +75,7 @@ example-timm: $(STAMP)  ## a timm model on a folder of images (minutes)
 
 nightly: $(STAMP)  ## hyperize, prune and export 5,000 random networks, compared with zeroing by hand (resumable; an hour)
 	$(BIN)/python -m benchmarks.random_networks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly
 
 bench-latency-budget: $(STAMP)  ## prune to a latency and measure it, by both clocks (about 10 minutes)
 	$(BIN)/python benchmarks/latency_budget.py --clock cpu

@@ -61,7 +61,7 @@ def build(
     reasons = _reasons(ledger, roots, marked)
     axes = _axes(ledger, roots, reasons, marked)
     _require_reader(axes, reasons, _gated_rows(ledger, roots))
-    members = _members(axes, reasons, ledger.size)
+    members = _members(axes, reasons, ledger.size, _inhabited(ledger, roots))
     _require_company(members, reasons, _bonds(ledger, roots))
     units = np.full(ledger.size, STAYS)
     units[[root for roots_ in members.values() for root in roots_]] = np.arange(sum(map(len, members.values())))
@@ -198,11 +198,20 @@ def _require_reader(axes: list[_Axis], reasons: dict[int, Freeze], gated: set[in
             reasons.setdefault(root, Freeze(None, UNREAD, Origin("", axis.tensor, "")))  # type: ignore[arg-type]
 
 
-def _members(axes: list[_Axis], reasons: Mapping[int, Freeze], size: int) -> dict[Homes, list[int]]:
+def _inhabited(ledger: Ledger, roots: np.ndarray) -> list[np.ndarray]:
+    """Return the roots of each value that may not lose its last channel, the smallest values first."""
+    found = {tuple(np.unique(roots[labels.numpy()]).tolist()): None for labels in ledger.inhabited}
+    return [np.array(value, dtype=np.int64) for value in sorted(found, key=len)]
+
+
+def _members(
+    axes: list[_Axis], reasons: Mapping[int, Freeze], size: int, inhabited: Iterable[np.ndarray] = ()
+) -> dict[Homes, list[int]]:
     """Collect prunable roots by the sites they live at, with how often each occurs there.
 
     The partition is refined axis by axis: roots that shared a class and occur equally often on this axis share
-    the next class.
+    the next class. Every class keeps a unit; so a value that may not lose its last channel, and holds neither a
+    whole class nor a channel that stays, makes classes of its own.
     """
     free = np.ones(size, dtype=bool)
     free[list(reasons)] = False
@@ -215,6 +224,11 @@ def _members(axes: list[_Axis], reasons: Mapping[int, Freeze], size: int) -> dic
         pairs, inverse = np.unique(kind[found] * most + counts, return_inverse=True)
         kind[found] = len(homes) + inverse
         homes += [(*homes[pair // most], (at, pair % most)) for pair in pairs.tolist()]
+    for at, found in enumerate(inhabited, start=len(axes)):
+        old, inverse, counts = np.unique(kind[found], return_inverse=True, return_counts=True)
+        if kind[found].all() and not (counts == np.bincount(kind)[old]).any():
+            kind[found] = len(homes) + inverse
+            homes += [(*homes[before], (at, 1)) for before in old.tolist()]
     members: dict[Homes, list[int]] = defaultdict(list)
     for root in np.flatnonzero(kind).tolist():
         members[homes[kind[root]]].append(root)
@@ -248,7 +262,7 @@ def _groups(members: Mapping[Homes, list[int]], axes: list[_Axis], ties: Mapping
         name = (makers or _modules(axes, homes, "along") or readers)[0]
         names[name] += 1
         unique = name if names[name] == 1 else f"{name}#{names[name]}"
-        width = max(count for at, count in homes if axes[at].role != "reads") if makers else 1
+        width = max(count for at, count in homes if at < len(axes) and axes[at].role != "reads") if makers else 1
         calls = sorted({tie for unit in range(start, start + len(roots)) for tie in ties.get(unit, ())})
         groups.append(Group(unique, start, len(roots), width, makers, readers, tuple(calls)))
         start += len(roots)
@@ -256,7 +270,8 @@ def _groups(members: Mapping[Homes, list[int]], axes: list[_Axis], ties: Mapping
 
 
 def _modules(axes: list[_Axis], homes: Iterable[tuple[int, int]], role: str) -> tuple[str, ...]:
-    paths = [axes[at].tensor.rpartition(".")[0] or axes[at].tensor for at, _ in homes if axes[at].role == role]
+    tensors = [axes[at].tensor for at, _ in homes if at < len(axes) and axes[at].role == role]
+    paths = [tensor.rpartition(".")[0] or tensor for tensor in tensors]
     return tuple(dict.fromkeys(paths))
 
 

@@ -177,6 +177,10 @@ class Call:
         values = [self._values.get(node) for node in found]
         return [value for value in values if isinstance(value, Tensor)]
 
+    def inhabited(self, labels: Tensor) -> None:
+        """Note that this operation refuses to run without any channel: some of these stay."""
+        self._ledger.inhabited.append(thin(labels).reshape(-1))
+
     def living_norm(self, norm: NormCall) -> None:
         """Note that this layer's statistics are to run over the living channels while searching."""
         self._ledger.norms.append(norm)

@@ -130,6 +130,7 @@ class Ledger:
         unlabelled: tensors used directly that are too large to label, with the one label they have.
         reads: the axes along which a weight reads channels, where a gate of zero removes them exactly.
         standardised: weights whose rows are to be standardised over the living inputs while searching.
+        inhabited: values that may not lose their last channel, because an operation refuses to run without any.
         constants: pinned labels of values that depend on nothing.
         positions: how many output positions each weight is applied to (MACs = positions x elements).
     """
@@ -141,6 +142,7 @@ class Ledger:
     sized: list[SizedCall] = field(default_factory=list)
     norms: list[NormCall] = field(default_factory=list)
     products: list[ProductCall] = field(default_factory=list)
+    inhabited: list[Tensor] = field(default_factory=list)
     tensors: dict[str, TensorRef] = field(default_factory=dict)
     axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     elements: dict[str, Tensor] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from hyperprune.export import export_with_proof
 from tests.models import Net
 from tests.networks.check import check
 from tests.networks.description import Description, Step
+from tests.networks.network import build
 from tests.networks.sequences import OneHead
 
 IMAGE, TOKENS = (2, 3, 4, 4), (2, 4, 5)
@@ -48,6 +49,11 @@ FOUND = {
     "tokens that are a transposed image, without gradients: another kernel, and the last bit differed": image(
         Step("patches", (1,), {"out": 8}), Step("linear", (2,), {"out": 8, "bias": True})
     ),
+    "half of a split may lose all its channels, and resizing refuses to run without any": image(
+        Step("split", (1,), {"sizes": (4, 4)}), Step("resize", (3,), {"mode": "bicubic"})
+    ),
+    "the same, and padding": image(Step("split", (1,), {"sizes": (4, 4)}), Step("pad", (3,), {"mode": "reflect"})),
+    "the same, and pooling": image(Step("split", (1,), {"sizes": (4, 4)}), Step("pool", (3,), {"kind": "wide"})),
     "the same with torch's attention": image(
         Step("to_tokens", (1,)), multihead(2, 2, weights=False), attention="width"
     ),
@@ -142,3 +148,32 @@ def test_without_gradients_a_generated_weight_still_says_that_it_needs_one() -> 
     hyper.model[2].parametrizations.weight.original.requires_grad_(False)
     with torch.no_grad():
         assert not hyper.model[2].weight.requires_grad
+
+
+SPLIT = Step("split", (1,), {"sizes": (4, 4)})
+
+
+@pytest.mark.parametrize(
+    "refuses",
+    [
+        Step("resize", (3,), {"mode": "bicubic"}),
+        Step("pad", (3,), {"mode": "reflect"}),
+        Step("pool", (3,), {"kind": "wide"}),
+        Step("pool", (3,), {"kind": "average"}),
+    ],
+    ids=str,
+)
+def test_a_half_that_must_keep_a_channel_is_a_group_of_its_own(refuses: Step) -> None:
+    model, inputs = build(image(SPLIT, refuses))
+    hyper = hyperize(model, inputs)
+    assert [group.size for group in hyper.coupling.groups if group.name.startswith("parts.0")] == [4, 4]
+    keep = torch.ones(hyper.coupling.units, dtype=torch.bool)
+    keep[[group.start + at for group in hyper.coupling.groups for at in range(1, group.size)]] = False
+    hyper.bank.keep_(keep)
+    export_with_proof(hyper)
+
+
+def test_a_half_that_may_become_empty_shares_the_group_of_the_other() -> None:
+    model, inputs = build(image(SPLIT, Step("activation", (3,), {"kind": "relu"})))
+    hyper = hyperize(model, inputs)
+    assert [group.size for group in hyper.coupling.groups if group.name.startswith("parts.0")] == [8]

@@ -1,4 +1,7 @@
-"""Operations that mix positions but not channels: pooling, resizing, padding in space."""
+"""Operations that mix positions but not channels: pooling, resizing, padding in space.
+
+Most of them refuse a tensor without channels, as half of a split may become.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,7 @@ def _per_channel(call: Call, spatial: int) -> Any:
     x = call.labels(call.arg("self", call.arg("input")))
     axis = x.ndim - spatial - 1
     channels = call.channels(x, axis)
+    call.inhabited(channels)
     value = call.node.meta["val"]
     if isinstance(value, (tuple, list)):
         return [spread(channels, v.shape, axis) for v in value if isinstance(v, Tensor)]
@@ -73,7 +77,9 @@ def sampled(call: Call) -> Any:
 def resize(call: Call) -> Any:
     """Resizing interpolates inside each channel: all its positions go together."""
     x = call.labels(call.arg("input", call.arg("self")))
-    return compact(call.together(x, *range(2, x.ndim))).expand(call.shape)
+    channels = compact(call.together(x, *range(2, x.ndim)))
+    call.inhabited(channels)
+    return channels.expand(call.shape)
 
 
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
@@ -85,6 +91,8 @@ def pad(call: Call) -> Any:
     x = call.labels(call.arg("self"))
     amounts = list(call.arg("pad", call.arg("padding")))
     constant = call.operator.endswith(("::constant_pad_nd", "::pad")) and call.arg("mode", "constant") == "constant"
+    if not constant:
+        call.inhabited(x)
     for at in range(0, len(amounts), 2):
         axis = x.ndim - 1 - at // 2
         x = _pad_axis(call, x, axis, amounts[at], amounts[at + 1], constant)
@@ -111,6 +119,7 @@ def _pad_axis(call: Call, x: Tensor, axis: int, before: int, after: int, constan
 def unfolded(call: Call) -> Any:
     """Windows side by side: each channel becomes as many rows as a window has places."""
     channels = call.channels(call.arg("self"), -3)
+    call.inhabited(channels)
     return call.along(channels.repeat_interleave(prod(call.arg("kernel_size"))), -2)
 
 
@@ -119,4 +128,5 @@ def folded(call: Call) -> Any:
     """Windows added up again: the rows of one channel go together."""
     rows = call.channels(call.arg("self"), -2).reshape(-1, prod(call.arg("kernel_size")))
     call.tie(rows[:, :1].expand(rows.shape), rows)
+    call.inhabited(rows)
     return call.along(rows[:, 0], -3)
