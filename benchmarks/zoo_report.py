@@ -68,6 +68,9 @@ def _how() -> list[str]:
         "* **error**: a random half of all units removed (another draw than the rehearsal's), largest difference",
         "  between the slim and the searched network, relative to the largest output. Exact means at most 1e-5 in",
         "  float32, or at most 1e-9 when both run in float64: then what float32 shows is rounding.",
+        "* **second opinion**: in two rounds, half of every group is gated to zero and noise put on all that makes it,",
+        "  then the other half (`tests/second_opinion.py`, which shares no code with the analysis). It agrees if the",
+        "  outputs stay and no layer reads a changed channel that the coupling does not count among the dead.",
         "* **power**: how far the removal moved the output, relative too. With zero power no proof could fail.",
         "* **Torch-Pruning**: its `BasePruner`, magnitude importance, ratio 0.5, the classifier left out, heads set as",
         "  in its own timm example; its result is compared with the dense network in which the input slices of the",
@@ -90,6 +93,7 @@ def _summary(rows: dict[str, Record], results: dict[str, Record]) -> list[str]:
         f"| of these torchvision | {_share(rows, 'torchvision/')} exact |",
         f"| of these timm | {_share(rows, 'timm/')} exact |",
         f"| equal to the dense network bit for bit before pruning | {sum(r['bit_exact'] for r in exact)} |",
+        f"| second opinion agrees | {_agreed(exact)} |",
         "",
         "| prunable share of | CNN | hybrid | transformer |",
         "|---|---|---|---|",
@@ -109,6 +113,13 @@ def _summary(rows: dict[str, Record], results: dict[str, Record]) -> list[str]:
         f"machine that other work shared. The largest error was {max(r['error'] for r in exact):.1e}.",
     ]
     return text
+
+
+def _agreed(records: list[Record]) -> str:
+    opinions = [record["opinion"] for record in records if "opinion" in record]
+    felt, asked = (sum(opinion[key] for opinion in opinions) for key in ("felt", "asked"))
+    agreed = sum(opinion["agrees"] for opinion in opinions)
+    return f"{agreed} of {len(opinions)} asked; noise arrived at {felt / max(1, asked):.0%} of the places named"
 
 
 def _share(rows: dict[str, Record], prefix: str) -> str:

@@ -23,6 +23,7 @@ SEGMENTATION = ("deeplab", "fcn_", "lraspp")
 LINEAR = ("mm", "addmm")
 CLASSES = (1000, 21)
 ROUNDING, ROUNDING64 = 1e-5, 1e-9
+ROUNDS = 2  # of the second opinion
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
@@ -57,13 +58,13 @@ def _torchvision(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 def enliven_(model: nn.Module, x: Tensor) -> None:
     """Redraw every constant tensor, and give batch norms statistics of their own, so that no branch is silent.
 
-    Scales that are all one (or tiny, as layer scale) become U(0.5, 1.5), zero vectors N(0, 0.1), zero matrices
-    random. Each batch norm takes the statistics of what arrives, set off by up to a deviation.
+    Scales that are all one (or tiny, as layer scale) and single numbers (zero, as the gains of branches) become
+    U(0.5, 1.5), zero vectors N(0, 0.1), zero matrices random. Each batch norm takes the statistics of what arrives, set off by up to a deviation.
     """
     rng = torch.Generator().manual_seed(1)
     for tensor in model.parameters():
-        if tensor.numel() > 1 and tensor.is_floating_point() and bool((tensor == tensor.flatten()[0]).all()):
-            zero = not bool(tensor.any())
+        if tensor.is_floating_point() and bool((tensor == tensor.flatten()[0]).all()):
+            zero = tensor.numel() > 1 and not bool(tensor.any())
             fan = tensor[0].numel() if tensor.ndim > 1 else 100
             drawn = torch.randn(tensor.shape, generator=rng) / fan**0.5 if zero else None
             tensor.copy_(drawn if drawn is not None else torch.rand(tensor.shape, generator=rng) + 0.5)
@@ -142,6 +143,7 @@ def try_hyperprune(name: str) -> Record:
     with torch.no_grad():
         again = [torch.equal(a, b) for a, b in zip(tensors_of(dense), tensors_of(hyper(x)), strict=True)]
     record["bit_exact"] = all(again)
+    record["opinion"] = _opinion(hyper)
     keep = torch.rand(coupling.units, generator=torch.Generator().manual_seed(2)) < 0.5
     keep[[group.start + group.size - 1 for group in coupling.groups]] = True
     hyper.bank.keep_(keep)
@@ -158,6 +160,19 @@ def try_hyperprune(name: str) -> Record:
         return record | {"status": "export fails", "message": describe(error)}
     exact = record["error"] <= ROUNDING or record.get("error64", 1) <= ROUNDING64
     return record | {"status": "exact" if exact else "wrong"}
+
+
+def _opinion(hyper: Any) -> Record:
+    """Ask for a second opinion on the coupling, in float64 too where float32 leaves a doubt."""
+    from tests.second_opinion import second_opinion
+
+    found = second_opinion(hyper, rounds=ROUNDS)
+    doubt = not found.agrees
+    if doubt:
+        found = second_opinion(copy.deepcopy(hyper).double(), rounds=ROUNDS)
+    leaks = dict(list(found.leaks.items())[:5])
+    state = {"agrees": found.agrees, "change": found.change, "leaks": leaks, "in_float64": doubt}
+    return state | {"asked": found.asked, "felt": found.felt}
 
 
 def _shares(hyper: Any, model: nn.Module, macs: dict[str, int]) -> Record:
