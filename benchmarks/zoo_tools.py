@@ -59,7 +59,8 @@ def enliven_(model: nn.Module, x: Tensor) -> None:
     """Redraw every constant tensor, and give batch norms statistics of their own, so that no branch is silent.
 
     Scales that are all one (or tiny, as layer scale) and single numbers (zero, as the gains of branches) become
-    U(0.5, 1.5), zero vectors N(0, 0.1), zero matrices random. Each batch norm takes the statistics of what arrives, set off by up to a deviation.
+    U(0.5, 1.5), zero vectors N(0, 0.1), zero matrices random. Each batch norm takes the statistics of what arrives,
+    set off by up to a deviation.
     """
     rng = torch.Generator().manual_seed(1)
     for tensor in model.parameters():

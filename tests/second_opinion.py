@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from hyperprune import HyperModel
-from hyperprune.coupling import STAYS, CouplingMap, Site
+from hyperprune.coupling import STAYS, Site
 from hyperprune.verify import run_eval, tensors_of
 
 TOLERANCE = 1e-5

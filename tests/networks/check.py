@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -97,9 +99,10 @@ def _latents_feel(model: nn.Module, hyper: HyperModel, inputs: Inputs) -> None:
     """Every latent has the gradient that the dense network's own gradients say, zero where they say zero."""
     for network in (model, hyper):
         network.zero_grad()
-        outputs = tensors_of(network(*inputs))
-        weights = [torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape) for y in outputs]
-        torch.stack([(y * w).sum() for y, w in zip(outputs, weights, strict=True)]).sum().backward()
+        with _contiguous_gradients(network):
+            outputs = tensors_of(network(*inputs))
+            weights = [torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape) for y in outputs]
+            torch.stack([(y * w).sum() for y, w in zip(outputs, weights, strict=True)]).sum().backward()
     felt = hyper.bank.latents.grad
     assert felt is not None, "the latents have no gradient"
     assert bool(felt.isfinite().all())
@@ -107,6 +110,20 @@ def _latents_feel(model: nn.Module, hyper: HyperModel, inputs: Inputs) -> None:
     if not _has_factors(hyper):
         scale = float(expected.abs().max()) or 1.0
         assert float((felt - expected).abs().max()) <= 1e-7 * scale, "a latent has another gradient"
+
+
+@contextmanager
+def _contiguous_gradients(network: nn.Module) -> Iterator[None]:
+    """Lay gradients out anew before instance norms: torch 2.15 reads one in channels-last order as if it were not."""
+    norms = [module for module in network.modules() if isinstance(module, nn.InstanceNorm2d)]
+    hooks = [
+        norm.register_full_backward_pre_hook(lambda _, grads: tuple(g.contiguous() for g in grads)) for norm in norms
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _has_factors(hyper: HyperModel) -> bool:

@@ -49,6 +49,12 @@ FOUND = {
     "tokens that are a transposed image, without gradients: another kernel, and the last bit differed": image(
         Step("patches", (1,), {"out": 8}), Step("linear", (2,), {"out": 8, "bias": True})
     ),
+    "a norm over two channels hid that a product is scaled by its width": tokens(
+        Step("chunk", (1,), {"into": 3}),
+        Step("attention", (4,), {"heads": 1, "fused": False, "joint": False, "shortcut": False}),
+        Step("norm", (5,), {"kind": "layer"}),
+        out=6,
+    ),
     "half of a split may lose all its channels, and resizing refuses to run without any": image(
         Step("split", (1,), {"sizes": (4, 4)}), Step("resize", (3,), {"mode": "bicubic"})
     ),
