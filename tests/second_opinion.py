@@ -77,11 +77,12 @@ def second_opinion(hyper: HyperModel, rounds: int | None = None, seed: int = 0) 
 
 
 def _look(hyper: HyperModel, dead: np.ndarray, rng: torch.Generator, opinion: Opinion) -> None:
-    quiet, read_before = _run(hyper)
+    readers = _readers(hyper)
+    quiet, read_before = _run(hyper, list(readers))
     with _noise(hyper, dead, rng):
-        noisy, read_after = _run(hyper)
+        noisy, read_after = _run(hyper, list(readers))
     opinion.change = max([opinion.change, *(_largest(_changes(a, b, ())) for a, b in zip(quiet, noisy, strict=True))])
-    for layer, (axis, units) in _readers(hyper).items():
+    for layer, (axis, units) in readers.items():
         gone = (units != STAYS) & dead[units]
         for a, b in zip(read_before[layer], read_after[layer], strict=True):
             changed = (_changes(a, b, (axis % a.ndim,)) > TOLERANCE).numpy()
@@ -104,15 +105,14 @@ def _largest(changes: Tensor) -> float:
     return float(changes.max())
 
 
-def _run(hyper: HyperModel) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+def _run(hyper: HyperModel, layers: list[str]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
     """Return the outputs, and for each layer what it read at each of its calls."""
     read: dict[str, list[Tensor]] = defaultdict(list)
     hooks = [
-        module.register_forward_pre_hook(
+        hyper.model.get_submodule(name).register_forward_pre_hook(
             lambda _, args, name=name: read[name].append(args[0].detach().clone()), prepend=True
         )  # before the hooks of standardised layers, which silence dead inputs themselves
-        for name, module in hyper.model.named_modules()
-        if name in _readers(hyper)
+        for name in layers
     ]
     try:
         return [x.detach().clone() for x in tensors_of(run_eval(hyper.model, hyper.inputs))], read
