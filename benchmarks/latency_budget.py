@@ -27,7 +27,7 @@ from hyperprune.cost import LatencyModel
 from hyperprune.criteria import criterion
 from hyperprune.hyper import HyperModel, plain_copy
 from hyperprune.metering import settled
-from hyperprune.metering.stopwatch import Stopwatch
+from hyperprune.stopwatch import Stopwatch
 
 RESULTS = Path(__file__).parent / "results" / "latency_budget.json"
 CLOCKS: dict[str, Callable[[], int]] = {"wall": time.perf_counter_ns, "cpu": time.thread_time_ns}

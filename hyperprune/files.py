@@ -26,7 +26,7 @@ def draft_of(path: str | Path) -> Iterator[Path]:
         ...     draft.write_text("{}")
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises where a folder above cannot be entered
         raise FileError(f"{path} is a folder; name a file in it, such as {path / 'slim'}.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import platform
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from hyperprune.batches import with_batch
 from hyperprune.errors import InputsError, LatencyError, ModelError
 from hyperprune.memory import forward_peak, onnx_peak, weight_bytes
 from hyperprune.onnx_export import OnnxSession, export_onnx
+from hyperprune.stopwatch import Stopwatch
 from hyperprune.trace import ExampleInputs
 from hyperprune.verify import eval_mode
 
@@ -311,35 +311,14 @@ def _rows(
 
 
 def in_turns(calls: Sequence[Call], runs: int, device: torch.device) -> list[list[float]]:
-    """Return the milliseconds of ``runs`` passes of every call; they take turns, and every other turn goes backwards.
+    """Return the milliseconds of ``runs`` passes of every call, which take turns.
 
     Example:
-        >>> order = []
-        >>> times = in_turns([lambda: order.append("a"), lambda: order.append("b")], 2, torch.device("cpu"))
-        >>> "".join(order[2 * WARMUPS:]), [len(t) for t in times]
-        ('abba', [2, 2])
+        >>> [len(times) for times in in_turns([lambda: None, lambda: None], 2, torch.device("cpu"))]
+        [2, 2]
     """
-    times: list[list[float]] = [[] for _ in calls]
-    for turn in range(-WARMUPS, runs):
-        places = range(len(calls))
-        for at in reversed(places) if turn % 2 else places:
-            elapsed = _time_once(calls[at], device)
-            if turn >= 0:
-                times[at].append(elapsed)
-    return times
-
-
-def _time_once(call: Call, device: torch.device) -> float:
-    _wait_for(device)
-    started = time.perf_counter()
-    call()
-    _wait_for(device)
-    return 1e3 * (time.perf_counter() - started)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    watch = Stopwatch(device, warmups=WARMUPS, fewest=runs, most=runs)
+    return [[1e-6 * nanoseconds for nanoseconds in times] for times in watch.times(calls)]
 
 
 @contextmanager

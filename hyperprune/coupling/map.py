@@ -17,6 +17,7 @@ from hyperprune.coupling.show import coupling_table, explanation
 from hyperprune.plan import Rescale, Resize, Slice, WidthPlan
 
 STAYS = -1
+Slots = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,16 @@ class Size:
 
     def parts_after(self, alive: np.ndarray) -> tuple[int, ...]:
         """Return the sizes of the parts when only units with ``alive`` true live."""
-        lives, ends = self._lives(alive), list(accumulate(self.parts))
-        return tuple(sum(lives[end - part : end]) for end, part in zip(ends, self.parts, strict=True))
+        lives = self._lives(alive)
+        return tuple(sum(lives[place]) for place in self._places())
+
+    def slots_of_parts(self) -> tuple[Slots, ...]:
+        """Return what lies in each part, whatever its order: parts with the same slots change alike."""
+        return tuple(tuple(sorted(self.slots[place])) for place in self._places())
+
+    def _places(self) -> list[slice]:
+        ends = list(accumulate(self.parts))
+        return [slice(end - part, end) for end, part in zip(ends, self.parts, strict=True)]
 
     def _lives(self, alive: np.ndarray) -> list[bool]:
         return [any(unit == STAYS or bool(alive[unit]) for unit in slot) for slot in self.slots]
@@ -253,17 +262,26 @@ class CouplingMap:
 
     def _resizes(self, alive: np.ndarray) -> list[Resize]:
         found = {Resize(size.module, len(size.slots), size.after(alive)) for size in self._clear_sizes}
-        found |= {Resize(size.module, size.parts, size.parts_after(alive)) for size in self.sizes if size.parts}
+        found |= {Resize(size.module, size.parts, size.parts_after(alive)) for size in self._clear_parts}
         return sorted(found, key=lambda resize: (resize.module, str(resize.old), str(resize.new)))
 
     @cached_property
     def _clear_sizes(self) -> tuple[Size, ...]:
         """The sizes whose number tells them: no other size of the module has it and may change differently."""
-        kinds: dict[tuple[str, int], set[tuple[tuple[int, ...], ...]]] = defaultdict(set)
+        kinds: dict[tuple[str, int], set[Slots]] = defaultdict(set)
         for size in self.sizes:
             if size.can_change:
                 kinds[size.module, len(size.slots)].add(tuple(sorted(size.slots)))
         return tuple(s for s in self.sizes if s.can_change and len(kinds[s.module, len(s.slots)]) == 1)
+
+    @cached_property
+    def _clear_parts(self) -> tuple[Size, ...]:
+        """The sizes cut into parts, where no other call of the module cuts alike but may change differently."""
+        kinds: dict[tuple[str, tuple[int, ...]], set[tuple[Slots, ...]]] = defaultdict(set)
+        cut = [size for size in self.sizes if size.parts]
+        for size in cut:
+            kinds[size.module, size.parts].add(size.slots_of_parts())
+        return tuple(size for size in cut if len(kinds[size.module, size.parts]) == 1)
 
     def explain(self, layer: str) -> str:
         """Say in words what the channels of one layer are tied to, through which calls, and what stays.

@@ -17,7 +17,7 @@ from hyperprune.hyper import HyperModel
 from hyperprune.metering.activations import measure_activations
 from hyperprune.metering.layers import layer_tables, timed_layers
 from hyperprune.metering.networks import Tailor
-from hyperprune.metering.stopwatch import Clock, Stopwatch
+from hyperprune.stopwatch import Clock, Stopwatch
 
 RUNGS = (0.06, 0.25, 0.5, 0.75, 1.0)
 NETWORKS = 14  # of random widths, beside the dense one

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hyperprune.cost import LayerTable
 from hyperprune.metering.networks import Tailor
-from hyperprune.metering.stopwatch import Stopwatch
+from hyperprune.stopwatch import Stopwatch
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

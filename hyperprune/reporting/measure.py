@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -238,6 +239,4 @@ def _check_course(history: tuple[object, ...], accuracy: Mapping[int, float]) ->
 
 
 def _versions() -> str:
-    from hyperprune import __version__
-
-    return f"hyperprune {__version__}, torch {torch.__version__}"
+    return f"hyperprune {version('hyperprune')}, torch {torch.__version__}"

@@ -30,14 +30,16 @@ class Cut:
         press.bank.remove_(press.doomed)
 
 
-class Fade:
-    """Shrink the named units by a price-aware l1 proximal step, lambda lr p_q / mean p.
+class Fading:
+    """Shrink named units so that one of mean price and size 1 reaches zero in ``fade`` decisions of the schedule.
 
-    Lambda needs no tuning: a named unit of mean price and size 1 reaches exactly zero in ``fade`` decisions of
-    the schedule. Nothing is cut before that: a unit that is no longer named grows back.
+    Nothing is cut before that: a unit that is no longer named grows back.
 
     Attributes:
         pressure: the present lambda.
+
+    Raises:
+        ValueError: ``fade`` is not positive.
     """
 
     def __init__(self, fade: float) -> None:
@@ -48,14 +50,27 @@ class Fade:
 
     @torch.no_grad()
     def press_(self, press: Press) -> None:
-        """Soft-threshold the named units; without a learning rate there is no step."""
+        """Shrink the named units; without a learning rate there is no step."""
         if not isinstance(press.lr, Tensor) and press.lr <= 0:
             return
         patience = self.fade * press.patience
         self.pressure = 1.0 / (press.lr * patience)
-        latents, threshold = press.bank.latents, press.prices.clamp(CHEAPEST, DEAREST) / patience
         pressed = press.doomed & (press.lr > 0)  # not asked in Python: a learning rate may lie on the device
-        latents.copy_(torch.where(pressed, soft_threshold(latents, threshold), latents))
+        latents = press.bank.latents
+        latents.copy_(
+            torch.where(pressed, self.shrunk(press, press.prices.clamp(CHEAPEST, DEAREST), patience), latents)
+        )
+
+    def shrunk(self, press: Press, prices: Tensor, patience: float) -> Tensor:
+        """Return what all latents would become, shape ``[units]``; of units that are not named it does not count."""
+        raise NotImplementedError
+
+
+class Fade(Fading):
+    """Shrink the named units by a price-aware l1 proximal step, lambda lr p_q / mean p: lambda needs no tuning."""
+
+    def shrunk(self, press: Press, prices: Tensor, patience: float) -> Tensor:
+        return soft_threshold(press.bank.latents, prices / patience)
 
 
 class Shrink:

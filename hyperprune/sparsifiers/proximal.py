@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from hyperprune.coupling import Group
-from hyperprune.sparsifiers.actions import CHEAPEST, DEAREST
+from hyperprune.sparsifiers.actions import Fading
 from hyperprune.sparsifiers.base import Press
 
 
@@ -50,37 +50,21 @@ def _factor(norms: Tensor, threshold: Tensor | float) -> Tensor:
     return (1 - threshold / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_min(0)
 
 
-class FadeTogether:
+class FadeTogether(Fading):
     """Shrink the named units of each group as one block, by the proximal map of the group lasso.
 
     The threshold of a block of m units is lambda lr sqrt(m) times their mean price, so named units of mean price and
     size 1 reach exactly zero in ``fade`` decisions; the larger ones of a block take the smaller along: they keep
     their proportions until the whole block is gone.
-
-    Attributes:
-        pressure: the present lambda.
     """
 
-    def __init__(self, fade: float) -> None:
-        if fade <= 0:
-            raise ValueError(f"fade must be positive, not {fade}")
-        self.fade = fade
-        self.pressure: float | Tensor = 0.0
-
-    @torch.no_grad()
-    def press_(self, press: Press) -> None:
-        """Threshold the blocks of named units; without a learning rate there is no step."""
-        if not isinstance(press.lr, Tensor) and press.lr <= 0:
-            return
-        patience = self.fade * press.patience
-        self.pressure = 1.0 / (press.lr * patience)
+    def shrunk(self, press: Press, prices: Tensor, patience: float) -> Tensor:
         latents, blocks = press.bank.latents, _blocks(press.bank.groups, press.doomed)
         member = one_hot(blocks).T.to(latents) * press.doomed  # a product, not scattered sums: same bits on every rank
         number = member.sum(1)
-        price = member @ press.prices.clamp(CHEAPEST, DEAREST).to(latents) / number.clamp_min(1)
+        price = member @ prices.to(latents) / number.clamp_min(1)
         factor = _factor((member @ latents.square()).sqrt(), number.sqrt() * price / patience)
-        pressed = press.doomed & (press.lr > 0)  # not asked in Python: a learning rate may lie on the device
-        latents.copy_(torch.where(pressed, latents * factor[blocks], latents))
+        return latents * factor[blocks]
 
 
 def _blocks(groups: tuple[Group, ...], like: Tensor) -> Tensor:

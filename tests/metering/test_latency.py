@@ -23,7 +23,7 @@ from hyperprune.budget import Ladder, Solver
 from hyperprune.cost import LatencyModel
 from hyperprune.errors import BudgetError
 from hyperprune.metering import settled
-from hyperprune.metering.stopwatch import Clock, Stopwatch
+from hyperprune.stopwatch import Clock, Stopwatch
 from tests.budget_networks import drawn_latency, hyperized
 from tests.models import count, small
 

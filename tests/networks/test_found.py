@@ -55,6 +55,9 @@ FOUND = {
         Step("norm", (5,), {"kind": "layer"}),
         out=6,
     ),
+    "a split used twice, whose parts change differently": tokens(
+        Step("split", (1,), {"sizes": (6, 2)}), Step("cat", (3, 2), {}), Step("again", (4,), {"step": 1})
+    ),
     "half of a split may lose all its channels, and resizing refuses to run without any": image(
         Step("split", (1,), {"sizes": (4, 4)}), Step("resize", (3,), {"mode": "bicubic"})
     ),

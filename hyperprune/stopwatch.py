@@ -19,6 +19,7 @@ class Stopwatch:
 
     Attributes:
         device: where the calls run; on CUDA each is waited for.
+        warmups: rounds before the first that counts.
         fewest: rounds that are timed at least.
         most: rounds that are timed at most.
         seconds: after which no further round begins.
@@ -31,6 +32,7 @@ class Stopwatch:
     """
 
     device: torch.device
+    warmups: int = 1
     fewest: int = 7
     most: int = 31
     seconds: float = 1.0
@@ -38,14 +40,24 @@ class Stopwatch:
 
     @torch.no_grad()
     def medians(self, calls: Sequence[Call]) -> list[float]:
-        """Return the median nanoseconds of every call; a first round only warms up. Random state comes back."""
+        """Return the median nanoseconds of every call. Random state comes back."""
         with torch.random.fork_rng(devices=[]):
-            return [float(median(times)) for times in self._rounds(calls)]
+            return [float(median(times)) for times in self.times(calls)]
 
-    def _rounds(self, calls: Sequence[Call]) -> list[list[int]]:
+    def times(self, calls: Sequence[Call]) -> list[list[int]]:
+        """Return the nanoseconds of every call in every round; the first rounds only warm up.
+
+        Example:
+            >>> order = []
+            >>> watch = Stopwatch(torch.device("cpu"), fewest=2, most=2)
+            >>> times = watch.times([lambda: order.append("a"), lambda: order.append("b")])
+            >>> "".join(order), [len(t) for t in times]
+            ('abbaab', [2, 2])
+        """
         times: list[list[int]] = [[] for _ in calls]
-        for call in calls:
-            self._time(call)
+        for _ in range(self.warmups):
+            for call in calls:
+                self._time(call)
         end = time.perf_counter() + self.seconds
         for turn in range(self.most):
             if turn >= self.fewest and time.perf_counter() > end:
