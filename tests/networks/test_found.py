@@ -55,8 +55,21 @@ FOUND = {
         Step("norm", (5,), {"kind": "layer"}),
         out=6,
     ),
-    "a split used twice, whose parts change differently": tokens(
-        Step("split", (1,), {"sizes": (6, 2)}), Step("cat", (3, 2), {}), Step("again", (4,), {"step": 1})
+    "a split used twice, whose parts change differently": Description(
+        inputs=((1, 4, 5), (1, 5)),
+        steps=(
+            Step("linear", (0,), {"out": 8, "bias": True}),
+            Step("linear", (1,), {"out": 8, "bias": True}),
+            Step("norm", (3,), {"kind": "batch"}),
+            Step("split", (2,), {"sizes": (6, 2)}),
+            Step("norm", (5,), {"kind": "layer"}),
+            Step("norm", (4,), {"kind": "batch"}),
+            Step("cat", (6, 7), {}),
+            Step("norm", (9,), {"kind": "layer"}),
+            Step("again", (10,), {"step": 3}),
+        ),
+        ends="separate",
+        seed=701,
     ),
     "half of a split may lose all its channels, and resizing refuses to run without any": image(
         Step("split", (1,), {"sizes": (4, 4)}), Step("resize", (3,), {"mode": "bicubic"})
