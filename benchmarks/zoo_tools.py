@@ -162,7 +162,8 @@ def _removals(hyper: Any, dense: Any) -> Record:
     record: Record = {"error": 0.0}
     for seed, share in REMOVALS:
         keep = torch.rand(hyper.coupling.units, generator=torch.Generator().manual_seed(seed)) < share
-        keep[[group.start + group.size - 1 for group in hyper.coupling.groups]] = True
+        for group in hyper.coupling.groups:
+            keep[group.start + group.size - group.least : group.start + group.size] = True
         hyper.bank.keep_(keep)
         slim = slim_copy(hyper)
         error = prove(hyper, slim).relative_error
@@ -192,7 +193,8 @@ def _opinion(hyper: Any) -> Record:
 def _shares(hyper: Any, model: nn.Module, macs: dict[str, int]) -> Record:
     """Return the share of MACs that goes when every group keeps one unit, over all MACs and by kind."""
     gone: Counter[str] = Counter()
-    layers = [hyper.cost.layers(counts) for counts in (hyper.cost.full, np.ones_like(hyper.cost.full))]
+    least = np.array([group.least for group in hyper.coupling.groups])
+    layers = [hyper.cost.layers(counts) for counts in (hyper.cost.full, least)]
     for full, least in zip(*layers, strict=True):
         gone["conv" if len(full.shape) > 2 else "linear"] += full.macs - least.macs
     known = hyper.cost.total(hyper.cost.full).macs

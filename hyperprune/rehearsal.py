@@ -165,26 +165,30 @@ def _about_half(coupling: CouplingMap, draw: int) -> Tensor:
     taken: set[int] = set()
     for group in coupling.groups:
         share = (0.35 + 0.3 * float(torch.rand(1, generator=rng))) / (1 + draw)
-        kept = _apart(group.size, share, taken, rng)
+        kept = _apart(group.size, share, taken, rng, group.least)
         taken.add(kept)
         alive[group.start + torch.randperm(group.size, generator=rng)[:kept]] = True
     return alive
 
 
-def _apart(size: int, share: float, taken: set[int], rng: torch.Generator) -> int:
+def _apart(size: int, share: float, taken: set[int], rng: torch.Generator, least: int = 1) -> int:
     """Return a number below ``size`` near a share of it: free and prime, or else free, or else any.
+
+    All of them if there is no number from the least up.
 
     Example:
         >>> rng = torch.Generator().manual_seed(0)
         >>> [_apart(*way, rng) for way in ((100, 0.5, {47, 53}), (3, 0.5, {1}), (2, 0.5, {1}), (4, 0.1, set()))]
         [43, 2, 1, 1]
     """
-    near = sorted(range(1, size), key=lambda number: abs(number - share * size))
+    near = sorted(range(least, size), key=lambda number: abs(number - share * size))
     free = [number for number in near if number not in taken]
     prime = (number for number in free if number > 2 and all(number % d for d in range(2, math.isqrt(number) + 1)))
     within = next(prime, size)
     if abs(within - share * size) < 0.2 * size:
         return within
+    if not near:
+        return size
     return free[0] if free else near[int(torch.randint(len(near), (), generator=rng))]
 
 

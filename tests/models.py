@@ -197,10 +197,11 @@ def _is_made(site: Any) -> bool:
 
 
 def random_half(hyper: HyperModel, rng: torch.Generator, share: float = 0.5) -> Tensor:
-    """Return a random mask over units that leaves every group at least one."""
+    """Return a random mask over units that leaves every group as many as it needs, mostly one."""
     keep = torch.rand(hyper.coupling.units, generator=rng) < share
     for group in hyper.coupling.groups:
-        keep[group.start + int(torch.randint(group.size, (), generator=rng))] = True
+        first = int(torch.randint(group.size, (), generator=rng))
+        keep[[group.start + (first + at) % group.size for at in range(group.least)]] = True
     return keep
 
 

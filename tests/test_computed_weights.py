@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hyperprune import DHP, Budget, HyperModel, export_pruned, hyperize
+from hyperprune.budget import Ladder
+from hyperprune.errors import ProofError
 from hyperprune.export import export_with_proof
 from hyperprune.verify import compare
 from tests.halving import halved, stays, units_of
@@ -118,6 +120,19 @@ class TestStandardisedConvolutions:
         assert not any(parametrize.is_parametrized(module) for module in slim.modules())
         assert not any(module._forward_pre_hooks for module in slim.modules())
         assert {type(slim.stem), type(slim.a), type(slim.b)} == {kind}
+
+
+@every_kind
+def test_a_pointwise_layer_keeps_two_channels_for_torch_does_not_standardise_a_single_number(kind: type) -> None:
+    hyper = hyperize(norm_free(kind), image())
+    assert [group.least for group in hyper.coupling.groups] == [2, 2]
+    assert Ladder.of(hyper.coupling.groups, Budget(macs=0.5)).lowest.tolist() == [2, 2]
+    for group in hyper.coupling.groups:
+        without(hyper, group.name, group.size - 2)
+    _, proof = export_with_proof(hyper)
+    assert proof.relative_error <= 1e-5
+    with pytest.raises(ProofError, match="more than 1 value"):
+        export_with_proof(without(hyper, "stem", hyper.coupling.group("stem").size - 1))
 
 
 def test_standardised_convolutions_work_with_the_hypernetwork_of_dhp() -> None:

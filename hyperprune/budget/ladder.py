@@ -43,7 +43,7 @@ class Ladder:
         full = np.array([group.size for group in groups], dtype=np.int64)
         width = np.array([group.width for group in groups], dtype=np.int64)
         step = np.array([budget.divisor // math.gcd(budget.divisor, group.width) for group in groups], dtype=np.int64)
-        floors = _bounds("floors", groups, budget.floors, {g.name: 1 for g in groups}, max)
+        floors = _bounds("floors", groups, budget.floors, {g.name: g.least * g.width for g in groups}, max)
         ceilings = _bounds("ceilings", groups, budget.ceilings, {g.name: g.size * g.width for g in groups}, min)
         lowest = np.minimum(full, -(-np.maximum(budget.floor, -(-floors // width)) // step) * step)
         within = ceilings // width

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
+from math import prod
 
 import numpy as np
 from torch import nn
@@ -67,8 +68,9 @@ def build(
     units[[root for roots_ in members.values() for root in roots_]] = np.arange(sum(map(len, members.values())))
     of_label = units[roots]
     sites = tuple(Site(axis.tensor, axis.axis, axis.role, tuple(units[axis.roots].tolist())) for axis in axes)
+    groups = _groups(members, axes, _crossing_ties(ledger, roots, units))
     return CouplingMap(
-        groups=_groups(members, axes, _crossing_ties(ledger, roots, units)),
+        groups=_in_company(groups, [np.unique(rows) for rows in _single_rows(ledger, of_label)]),
         sites=tuple(site for site in sites if any(unit != STAYS for unit in site.units)),
         frozen=_frozen(axes, reasons),
         tensors=_tensors(ledger),
@@ -267,6 +269,21 @@ def _groups(members: Mapping[Homes, list[int]], axes: list[_Axis], ties: Mapping
         groups.append(Group(unique, start, len(roots), width, makers, readers, tuple(calls)))
         start += len(roots)
     return tuple(groups)
+
+
+def _single_rows(ledger: Ledger, units: np.ndarray) -> list[np.ndarray]:
+    """Return the units that each standardised weight of 1 x 1 reads: torch refuses to standardise a single number."""
+    pointwise = [name for name in ledger.standardised if prod(ledger.tensors[name].shape[2:]) == 1]
+    rows = [units[ledger.axes[name, 1].numpy()] for name in pointwise]
+    return [row for row in rows if (row == STAYS).sum() < 2]
+
+
+def _in_company(groups: tuple[Group, ...], rows: list[np.ndarray]) -> tuple[Group, ...]:
+    """Let two units stay of a group that alone fills a row which needs two."""
+    alone = {
+        at for units in rows for at, group in enumerate(groups) if group.start == units[0] and group.size == len(units)
+    }
+    return tuple(replace(group, least=2) if at in alone else group for at, group in enumerate(groups))
 
 
 def _modules(axes: list[_Axis], homes: Iterable[tuple[int, int]], role: str) -> tuple[str, ...]:

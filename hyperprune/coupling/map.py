@@ -60,6 +60,7 @@ class Group:
         makers: layers that make these channels.
         readers: layers that read them, where the gates act.
         ties: calls that tie the channels of different layers to each other.
+        least: units that stay whatever the budget: more than 1 where a layer cannot work with a single channel.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Group:
     makers: tuple[str, ...]
     readers: tuple[str, ...]
     ties: tuple[str, ...]
+    least: int = 1
 
     @property
     def units(self) -> slice:
