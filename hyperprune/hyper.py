@@ -80,7 +80,11 @@ class HyperModel(nn.Module):
             lr: learning rate.
             weight_decay: decay of the model's parameters.
             options: anything else the optimiser takes per group.
+
+        Raises:
+            ModelError: FSDP has cut the latents into shards; the message says how to leave them whole.
         """
+        self.bank.require_whole()
         weights = [p for p in self.model.parameters() if p.requires_grad]
         return [
             {"params": weights, "lr": lr, "weight_decay": weight_decay, **options},

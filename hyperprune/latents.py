@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperprune.coupling import STAYS, Group
+from hyperprune.errors import ModelError
 
 
 class LatentBank(nn.Module):
@@ -44,8 +45,26 @@ class LatentBank(nn.Module):
         self.noise: Tensor | None
 
     def gates(self) -> Tensor:
-        """Return the value each unit is multiplied by, shape ``[units]``, without noise."""
+        """Return the value each unit is multiplied by, shape ``[units]``, without noise.
+
+        Raises:
+            ModelError: FSDP has cut the latents into shards.
+        """
+        self.require_whole()
         return self.latents * self.alive
+
+    def require_whole(self) -> None:
+        """Make sure that the latents are all here: every rank of a distributed search decides about all of them.
+
+        Raises:
+            ModelError: FSDP has cut them into shards.
+        """
+        if hasattr(self.latents, "placements"):  # a DTensor; importing the class would take a second
+            raise ModelError(
+                "FSDP has cut the latents into shards, but every rank decides about all of them. Shard the rest: "
+                "fully_shard(hyper, ignored_params={hyper.bank.latents}), and average their gradient over the ranks "
+                "as docs/scaling.md shows."
+            )
 
     def sampled(self) -> Tensor:
         """Return the gates as the present forward pass uses them: in train mode with noise, if there is any."""

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hyperprune.coupling import CouplingMap, Site
+from hyperprune.generators.again import make_again_
+from hyperprune.generators.gate import gated
 from hyperprune.latents import LatentBank, select
 
 
@@ -70,7 +72,7 @@ class GatedRows(Generated):
         return self._gated(originals[0] if self.inner is None else self.inner.plain(*originals))
 
     def _gated(self, weight: Tensor) -> Tensor:
-        return weight * self.rows().to(weight.dtype).view(-1, *[1] * (weight.ndim - 1))
+        return gated(weight, self.rows().to(weight.dtype).view(-1, *[1] * (weight.ndim - 1)))
 
 
 class Generator(Protocol):
@@ -113,6 +115,7 @@ def attach(model: nn.Module, bank: LatentBank, coupling: CouplingMap, generator:
         if made is not None:
             made.order = tuple(module._parameters)
             parametrize.register_parametrization(module, name, made, unsafe=True)
+            make_again_(module, weight)
 
 
 def detach(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hyperprune.coupling import Site
 from hyperprune.generators.base import Generated
+from hyperprune.generators.collapse import collapsed
 from hyperprune.generators.lean import Lean
 from hyperprune.latents import LatentBank, select
 
@@ -52,15 +53,13 @@ class DHPWeight(Generated):
 
     def generate(self, *originals: Tensor) -> Tensor:
         embedding, explicit = originals
-        pairs = self._product_of_latents(embedding)
-        weight = torch.einsum("nckm,ncm->nck", explicit, embedding * pairs)
-        return weight.reshape(self.shape)
+        return collapsed(embedding, explicit, self._product_of_latents(embedding)).view(self.shape)
 
     def _product_of_latents(self, embedding: Tensor) -> Tensor:
-        product = embedding.new_ones(1, 1, 1)
+        """Return z_i z_j, shape ``[n, c]``; an axis on which no channel may go has size 1."""
+        product = embedding.new_ones(1, 1)
         for side, axis in zip(self.sides, self.axes, strict=True):
-            view = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-            product = product * side().to(embedding.dtype).view(view)
+            product = product * side().to(embedding.dtype).view((-1, 1) if axis == 0 else (1, -1))
         return product
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from hyperprune.coupling import Site
+from hyperprune.generators.again import note
 from hyperprune.generators.base import Generated
+from hyperprune.generators.gate import gated
 from hyperprune.latents import LatentBank, select
 
 
@@ -26,7 +28,8 @@ class LeanWeight(Generated):
 
     def generate(self, *originals: Tensor) -> Tensor:
         (weight,) = originals
-        return weight * self.selection().to(weight.dtype).view(self.view)
+        gates = self.selection().to(weight.dtype).view(self.view)
+        return note(gated(weight, gates), torch.mul, weight, gates)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hyperprune import DHP, hyperize
+from hyperprune.generators.collapse import collapsed
 from hyperprune.generators.dhp import CONVOLUTIONS
 from tests.models import SMALL, residual, small
 
@@ -109,3 +110,13 @@ def test_two_starts_differ_only_if_the_seed_does() -> None:
 def test_an_embedding_has_at_least_one_dimension(embedding: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         DHP(embedding=embedding)
+
+
+@pytest.mark.parametrize("pairs", [(3, 4), (3, 1), (1, 4), (1, 1)])
+def test_the_collapsed_product_and_its_gradients_are_those_of_the_published_order(pairs: tuple[int, int]) -> None:
+    shapes = ((3, 4, 2), (3, 4, 5, 2), pairs)
+    parts = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    embedding, explicit, latents = parts
+    published = torch.matmul(explicit, (embedding * latents[..., None])[..., None])[..., 0]
+    torch.testing.assert_close(collapsed(*parts), published)
+    assert torch.autograd.gradcheck(collapsed, parts)
