@@ -12,9 +12,9 @@ NEWEST ?= python3.13
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format clean bench-rules bench-hyperize bench-onnx bench-latency bench-latency-budget zoo bench-checkpoints nightly
+.PHONY: help venv demo test lint format clean bench-rules bench-search bench-search-report bench-speed bench-hyperize bench-onnx bench-latency bench-latency-budget zoo bench-checkpoints nightly
 .PHONY: bench-restoration example-super-resolution example-denoising example-cifar example-timm
-.PHONY: docs dist smoke versions audit
+.PHONY: docs dist smoke versions audit mutation
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,12 +38,23 @@ lint: $(STAMP)  ## check style, format, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench-rules: $(STAMP)  ## compare search rules and Torch-Pruning on CIFAR-10 (needs ../shared/data; about 45 minutes)
+bench-rules: $(STAMP)  ## compare search rules and Torch-Pruning on ResNet-20 alone (needs ../shared/data; about 45 minutes)
 	$(BIN)/python benchmarks/rules.py
 	$(BIN)/python benchmarks/rules.py --table
 
+bench-search: $(STAMP)  ## prune four CIFAR-10 networks by every method (needs ../shared/data; resumable; days on a CPU)
+	$(BIN)/python -m benchmarks.search
+	$(BIN)/python -m benchmarks.search --report
+
+bench-search-report: $(STAMP)  ## write docs/benchmarks.md and its picture from the rows that are finished
+	$(BIN)/python -m benchmarks.search --report
+
 bench-hyperize: $(STAMP)  ## time hyperize beside torch.export
 	$(BIN)/python benchmarks/hyperize.py --out benchmarks/results/hyperize.json
+
+bench-speed: $(STAMP)  ## time training steps, hyperize, export and search beside dense and Torch-Pruning (resumable; two hours)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --report
 
 bench-checkpoints: $(STAMP)  ## save twenty models, load them in fresh processes, compare bit for bit (about 15 minutes)
 	$(BIN)/python benchmarks/checkpoints.py
@@ -76,6 +87,9 @@ example-timm: $(STAMP)  ## a timm model on a folder of images (minutes)
 nightly: $(STAMP)  ## hyperize, prune and export 5,000 random networks, compared with zeroing by hand (resumable; an hour)
 	$(BIN)/python -m benchmarks.random_networks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly
+
+mutation: $(STAMP)  ## change budget, coupling and slim in 2,200 places; which changes does no test notice? (resumable; two hours)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutation
 
 bench-latency-budget: $(STAMP)  ## prune to a latency and measure it, by both clocks (about 10 minutes)
 	$(BIN)/python benchmarks/latency_budget.py --clock cpu

@@ -37,6 +37,10 @@ class Split:
         """Return the images from ``start`` to ``stop``, without a copy."""
         return Split(self.images[start:stop], self.labels[start:stop])
 
+    def to(self, device: torch.device) -> Split:
+        """Return the split with its images and labels on ``device``."""
+        return Split(self.images.to(device), self.labels.to(device))
+
 
 @dataclass(frozen=True)
 class Cifar:
@@ -52,6 +56,11 @@ class Cifar:
     def example(self) -> Tensor:
         """One image, normalised, ``(1, 3, 32, 32)``."""
         return self.normalised(self.held_out.images[:1])
+
+    def to(self, device: torch.device) -> Cifar:
+        """Return everything on ``device``; batches are then drawn from there, the same ones as on the CPU."""
+        parts = (part.to(device) for part in (self.train, self.held_out, self.test, self.mean, self.deviation))
+        return Cifar(*parts)
 
     def normalised(self, images: Tensor) -> Tensor:
         """Return bytes ``(N, 3, 32, 32)`` as floats of zero mean and unit deviation, channels last."""
@@ -85,7 +94,7 @@ def batches(cifar: Cifar, steps: int, batch_size: int, seed: int) -> Iterator[tu
     for _ in range(steps):
         if len(order) < batch_size:
             order = torch.randperm(len(cifar.train), generator=rng)
-        chosen, order = order[:batch_size], order[batch_size:]
+        chosen, order = order[:batch_size].to(cifar.train.labels.device), order[batch_size:]
         images = _augmented(cifar.train.images[chosen], rng)
         yield cifar.normalised(images), cifar.train.labels[chosen]
 
@@ -111,7 +120,8 @@ def _augmented(images: Tensor, rng: torch.Generator) -> Tensor:
     mirrored = torch.rand(count, 1, generator=rng) < 0.5
     columns = torch.where(mirrored, columns.flip(1), columns)
     at = torch.arange(count).view(-1, 1, 1, 1)
-    return padded[at, torch.arange(3).view(1, -1, 1, 1), rows[:, None, :, None], columns[:, None, None, :]]
+    index = (at, torch.arange(3).view(1, -1, 1, 1), rows[:, None, :, None], columns[:, None, None, :])
+    return padded[tuple(part.to(images.device) for part in index)]
 
 
 def _load_split(name: str, archive: Path, cache: Path) -> Split:

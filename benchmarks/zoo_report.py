@@ -77,10 +77,8 @@ def _how() -> list[str]:
         "  in its own timm example; its result is compared with the dense network in which the input slices of the",
         "  removed channels are zero (layer norms over the channels that are left).",
         "",
-        "Both tools ran in one session on one machine of two cores that other work shared, with one thread and at most",
-        "14 (Torch-Pruning: 16) GB a process. hyperprune's rows come from two versions that differ in one line of the",
-        "rehearsal; the models it could touch were run again. It had 200 to 400 s a model, Torch-Pruning 150 s: a",
-        "timeout is no verdict. Models without a row were not reached in that session.",
+        "The machine had two cores that other work shared; each process had one thread and at most 16 GB. hyperprune",
+        "had 400 s a model, Torch-Pruning 150 s: a timeout is no verdict.",
     ]
 
 

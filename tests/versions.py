@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENT = re.compile(r'^    "([\w-]+)>=([\w.]+),<[\w.]+",', re.M)
-NOT_FOR_TESTS = {"ruff", "mypy", "import-linter", "build", "lightning", "transformers", "accelerate"}
+NOT_FOR_TESTS = {"ruff", "mypy", "import-linter", "mutmut", "build", "lightning", "transformers", "accelerate"}
 NEWER_ON_OLD = {"setuptools", "griffe", "packaging"}  # tools: their oldest version says nothing about ours
 TESTS = [
     *("trace", "norms", "export", "search", "checkpoint", "program", "budget", "latents", "plan"),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from examples.common.stepping import brought_to
 from hyperprune import Budget, HyperpruneError, export_pruned, hyperize, prune
-from hyperprune.cost import CostModel, count_with_fvcore
-
-TORCH_PRUNING_STEPS = 200  # how finely its channel ratio approaches the MACs
+from hyperprune.cost import CostModel
 
 
 def random_channels(model: nn.Module, example: Tensor, macs: float, seed: int) -> nn.Module:
@@ -42,40 +41,15 @@ def _widest_uniform(cost: CostModel, macs: float) -> np.ndarray:
 
 
 def torch_pruning(model: nn.Module, example: Tensor, macs: float, seed: int) -> nn.Module:
-    """Let Torch-Pruning remove the groups of smallest magnitude, the same share of every layer.
-
-    Its pruner works to a ratio of channels, so channels go in small steps until the MACs are met. The layer that makes
-    the output stays whole, as its documentation asks.
+    """Let Torch-Pruning remove the channels of smallest magnitude, the same share of every layer.
 
     Raises:
         HyperpruneError: it fails on this network, or does not reach the MACs.
     """
-    slim = copy.deepcopy(model).eval()
-    try:
-        _shrink_with_torch_pruning_(slim, example, macs)
-    except (IndexError, RuntimeError, ValueError) as error:  # what it raises on networks it cannot follow
-        raise HyperpruneError(f"Torch-Pruning fails on this network: {type(error).__name__}: {error}") from error
-    return slim.train(model.training).requires_grad_(True)
-
-
-def _shrink_with_torch_pruning_(slim: nn.Module, example: Tensor, macs: float) -> None:
     import torch_pruning as tp
 
-    target = macs * count_with_fvcore(slim, example).macs
-    weighted = [m for m in slim.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
-    pruner = tp.pruner.BasePruner(
-        slim,
-        example,
-        importance=tp.importance.GroupMagnitudeImportance(),
-        pruning_ratio=1.0,
-        max_pruning_ratio=0.95,
-        iterative_steps=TORCH_PRUNING_STEPS,
-        ignored_layers=weighted[-1:],
-    )
-    while (now := count_with_fvcore(slim, example).macs) > target:
-        if pruner.current_step >= TORCH_PRUNING_STEPS:
-            raise ValueError(f"it stops at {now:,} MACs; {target:,.0f} were asked for")
-        pruner.step()
+    by_magnitude = partial(tp.pruner.BasePruner, importance=tp.importance.GroupMagnitudeImportance())
+    return brought_to(by_magnitude, model, example, macs)
 
 
 RIVALS = {"uniform": uniform_widths, "random": random_channels, "Torch-Pruning": torch_pruning}
