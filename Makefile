@@ -88,7 +88,7 @@ nightly: $(STAMP)  ## hyperize, prune and export 5,000 random networks, compared
 	$(BIN)/python -m benchmarks.random_networks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly
 
-mutation: $(STAMP)  ## change budget, coupling and slim in 2,200 places; which changes does no test notice? (resumable; two hours)
+mutation: $(STAMP)  ## change budget, coupling and slim in 2,200 places: what does no test notice? (resumable; half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutation
 
 bench-latency-budget: $(STAMP)  ## prune to a latency and measure it, by both clocks (about 10 minutes)

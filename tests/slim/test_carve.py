@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hyperprune.errors import SlimmingError
-from hyperprune.plan import Resize, Slice, WidthPlan
+from hyperprune.plan import Rescale, Resize, Slice, WidthPlan, plans_of
 from hyperprune.slim import carve_
 from hyperprune.slim.sizes import resize_
 from hyperprune.slim.structure import adjust_
@@ -192,3 +192,108 @@ def test_a_plans_resizes_reach_the_module_they_name() -> None:
     model = nn.ModuleList([block(width=8), block(width=8)])
     carve_(model, WidthPlan((), (Resize("1", 8, 3),)))
     assert (model[0].width, model[1].width) == (8, 3)
+
+
+def test_a_plan_of_another_architecture_or_of_other_widths_is_told_apart() -> None:
+    with pytest.raises(
+        SlimmingError,
+        match=r"^the plan slices 'stem.scale', which ResNet does not have\. "
+        r"The plan belongs to another architecture\.$",
+    ):
+        carve_(residual(), WidthPlan((cut("stem.scale", 0, 6, 0),)))
+    with pytest.raises(
+        SlimmingError,
+        match=r"^the plan expects 7 positions along axis 0 of 'stem.weight', but its shape is \(6, 3, 3, 3\)\. "
+        r"The plan belongs to other widths\.$",
+    ):
+        carve_(residual(), WidthPlan((cut("stem.weight", 0, 7, 0),)))
+
+
+def test_a_bare_layers_own_tensors_are_sliced_by_their_names_alone() -> None:
+    layer = carve_(nn.Conv2d(4, 8, 1, groups=4), WidthPlan((cut("weight", 0, 8, 2, 3), cut("bias", 0, 8, 2, 3))))
+    assert (layer.in_channels, layer.out_channels, layer.groups) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("path", ["", "0."])
+def test_rows_are_rescaled_in_the_old_numbering_and_then_sliced(path: str) -> None:
+    layer = nn.Linear(2, 3)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    scaled = (Rescale(f"{path}weight", (1, 2), 0.5), Rescale(f"{path}bias", (1,), 3.0))
+    carve_(nn.Sequential(layer) if path else layer, WidthPlan((cut(f"{path}weight", 0, 3, 0, 2),), (), scaled))
+    assert torch.equal(layer.weight, torch.stack([weight[0], weight[2] * 0.5]))
+    assert torch.equal(layer.bias, bias * torch.tensor([1.0, 3.0, 1.0]))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_rescaling_keeps_what_is_trained_and_lets_the_old_tensor_be(trained: bool) -> None:
+    layer = nn.Linear(2, 3).requires_grad_(trained)
+    old = layer.weight
+    before = old.detach().clone()
+    carve_(layer, WidthPlan((), (), (Rescale("weight", (0,), 2.0),)))
+    assert (layer.weight.requires_grad, layer.weight.is_leaf) == (trained, True)
+    assert torch.equal(old, before)
+
+
+def test_rescaling_no_row_is_no_error() -> None:
+    layer = nn.Linear(2, 1)
+    before = snapshot(layer)
+    carve_(layer, WidthPlan((), (), (Rescale("weight", (), 2.0),)))
+    assert_same(before, snapshot(layer))
+
+
+@pytest.mark.parametrize("bad", [Rescale("0.scale", (0,), 2.0), Rescale("0.weight", (0, 3), 2.0)], ids=str)
+def test_rows_of_another_model_are_refused_before_anything_changes(bad: Rescale) -> None:
+    model = nn.Sequential(nn.Linear(2, 3))
+    before = snapshot(model)
+    with pytest.raises(
+        SlimmingError,
+        match=rf"^the plan multiplies rows of '{bad.tensor}', which Sequential does not have\. "
+        r"The plan belongs to another architecture\.$",
+    ):
+        carve_(model, WidthPlan((cut("0.weight", 0, 3, 1),), (), (Rescale("0.weight", (2,), 2.0), bad)))
+    assert_same(before, snapshot(model))
+
+
+def test_rows_of_a_tensor_with_two_names_may_be_given_by_either() -> None:
+    layer = nn.Linear(2, 3)
+    model = nn.Sequential(layer, layer)
+    before = layer.weight.detach().clone()
+    carve_(model, WidthPlan((), (), (Rescale("1.weight", (0, 1, 2), 2.0),)))
+    assert torch.equal(layer.weight, 2 * before)
+
+
+def test_every_size_of_a_module_is_replaced_at_once() -> None:
+    model = nn.ModuleList([block(inner=8, outer=4)])
+    carve_(model, WidthPlan((), (Resize("0", 8, 4), Resize("0", 4, 2))))
+    assert (model[0].inner, model[0].outer) == (4, 2)
+
+
+def test_the_plan_is_noted_and_what_was_worked_out_from_old_weights_is_let_go() -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(4))
+            self.cache: dict[str, torch.Tensor] = {"double": torch.ones(4)}
+
+        def train(self, mode: bool = True) -> Cached:
+            self.cache = {}
+            return super().train(mode)
+
+    model, plan = Cached().eval(), WidthPlan((cut("scale", 0, 4, 0, 3),))
+    carve_(model, plan)
+    assert (model.cache, model.training) == ({}, False)
+    assert plans_of(model) == (plan,)
+
+
+def test_a_tensor_of_four_axes_that_is_not_channels_last_does_not_become_it() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3))
+    carve_(model, WidthPlan((cut("0.weight", 0, 6, 0, 1, 5),)))
+    assert model[0].weight.is_contiguous()
+    assert not model[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_layer_may_lose_everything_along_an_axis() -> None:
+    layer = carve_(nn.Linear(3, 4), WidthPlan((cut("weight", 1, 3),)))
+    assert layer.weight.shape == (4, 0)
+    assert layer.in_features == 0
+    assert torch.equal(layer(torch.zeros(2, 0)), layer.bias.expand(2, 4))
