@@ -16,8 +16,7 @@ from hyperprune.cost import count_with_fvcore
 tp = pytest.importorskip("torch_pruning")
 
 
-@pytest.mark.parametrize("macs", [0.5, 0.15])
-@pytest.mark.parametrize("global_pruning", [True, False])
+@pytest.mark.parametrize(("macs", "global_pruning"), [(0.5, True), (0.15, False)])
 def test_the_macs_lie_within_a_hundredth_below_the_target(macs: float, global_pruning: bool) -> None:
     torch.manual_seed(0)
     model, x = resnet20().eval(), torch.rand(1, 3, 32, 32)
