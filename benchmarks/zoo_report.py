@@ -93,7 +93,7 @@ def _summary(rows: dict[str, Record], results: dict[str, Record]) -> list[str]:
         f"| of these torchvision | {_share(rows, 'torchvision/')} exact |",
         f"| of these timm | {_share(rows, 'timm/')} exact |",
         f"| equal to the dense network bit for bit before pruning | {sum(r['bit_exact'] for r in exact)} |",
-        f"| second opinion agrees | {_agreed(exact)} |",
+        f"| second opinion agrees | {_agreed(ours)} |",
         "",
         "| prunable share of | CNN | hybrid | transformer |",
         "|---|---|---|---|",
