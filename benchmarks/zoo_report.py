@@ -78,8 +78,9 @@ def _how() -> list[str]:
         "  removed channels are zero (layer norms over the channels that are left).",
         "",
         "The machine had two cores that other work shared; each process had one thread and at most 16 GB. hyperprune",
-        "had 400 s a model, Torch-Pruning 150 s: a timeout is no verdict. The rows come from successive versions of",
-        "one day; models that a later change could touch were run again.",
+        "had 400 s a model, Torch-Pruning 150 s: a timeout is no verdict. hyperprune's rows come from successive",
+        "versions of one day; models that a later change could touch were run again. Most of Torch-Pruning's are from",
+        "an earlier run of both tools.",
     ]
 
 
