@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.schedule import rate
 from examples.common.images import (
     TRAIN_COLOUR,
     Pair,
@@ -52,7 +52,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "restoration.json"
 PAGE = ROOT / "docs" / "restoration.md"
 MARKS = ("<!-- restoration: begin -->", "<!-- restoration: end -->")
-WARM_UP = 0.05  # share of the steps in which the learning rate rises; then it falls to zero as a cosine
 MACS = 0.4
 
 TestSets = dict[str, list[Pair]]  # what the network gets and what it should make, floats (1, C, H, W)
@@ -145,13 +144,6 @@ def course(task: Task, pairs: Sequence[Pair], steps: int, peak_lr: float, seed: 
     for step, (small, large) in enumerate(batches(pairs, task.patch, task.batch_size, steps, seed)):
         given = small if task.sigma is None else with_noise(small, task.sigma, seed * 10**6 + step)
         yield peak_lr * rate(step / steps), given.contiguous(memory_format=torch.channels_last), large
-
-
-def rate(share: float) -> float:
-    """Return the learning rate at a share of the steps, relative to its peak."""
-    if share < WARM_UP:
-        return share / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
 
 
 def train_step(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> float:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import os
 import platform
 import time
@@ -31,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from safetensors.torch import load_file, save
+from schedule import rate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,7 +43,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "rules.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 MARKS = ("<!-- rules: begin -->", "<!-- rules: end -->")
-WARM_UP = 0.05  # share of the steps in which the learning rate rises; then it falls to zero as a cosine
 TORCH_PRUNING_STEPS = 200  # how finely its channel ratio approaches the MACs
 
 Batch = tuple[float, Tensor, Tensor]  # learning rate, images, labels
@@ -124,13 +123,6 @@ def course(cifar: Cifar, settings: Settings, steps: int, peak_lr: float, seed: i
     feed = batches(cifar, steps, settings.batch_size, seed)
     for step, (images, labels) in enumerate(feed):
         yield peak_lr * rate(step / steps), images, labels
-
-
-def rate(share: float) -> float:
-    """Return the learning rate at a share of the steps, relative to its peak."""
-    if share < WARM_UP:
-        return share / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, bfloat16: bool) -> float:

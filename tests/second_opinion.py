@@ -81,7 +81,9 @@ def _look(hyper: HyperModel, dead: np.ndarray, rng: torch.Generator, opinion: Op
     quiet, read_before = _run(hyper, list(readers))
     with _noise(hyper, dead, rng):
         noisy, read_after = _run(hyper, list(readers))
-    opinion.change = max([opinion.change, *(_largest(_changes(a, b, ())) for a, b in zip(quiet, noisy, strict=True))])
+    opinion.change = max(
+        [opinion.change, *(float(_changes(a, b, ()).max()) for a, b in zip(quiet, noisy, strict=True))]
+    )
     for layer, (axis, units) in readers.items():
         gone = (units != STAYS) & dead[units]
         for a, b in zip(read_before[layer], read_after[layer], strict=True):
@@ -99,10 +101,6 @@ def _changes(a: Tensor, b: Tensor, kept: tuple[int, ...]) -> Tensor:
     gone = [axis for axis in range(a.ndim) if axis not in kept]
     change = (a - b).abs().nan_to_num(torch.inf) / a.abs().max().clamp_min(1e-12)
     return change.amax(dim=gone) if gone else change
-
-
-def _largest(changes: Tensor) -> float:
-    return float(changes.max())
 
 
 def _run(hyper: HyperModel, layers: list[str]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:

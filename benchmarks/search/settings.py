@@ -15,7 +15,6 @@ TARGETS = (0.7, 0.5, 0.3, 0.15)
 SEEDS = (0, 1, 2)
 CHOOSING_SEED = SEEDS[0]  # a method with variants runs them all under this seed; the others take the one that won
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
-WARM_UP = 0.05  # share of the steps in which the learning rate rises; then it falls to zero as a cosine
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "ResNet-20": resnet20,

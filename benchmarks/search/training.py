@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.cifar import Cifar, Split, accuracy, batches
+from benchmarks.schedule import rate
 from benchmarks.search.files import locked
-from benchmarks.search.settings import MOMENTUM, NETWORKS, WARM_UP, WEIGHT_DECAY, Course
+from benchmarks.search.settings import MOMENTUM, NETWORKS, WEIGHT_DECAY, Course
 from hyperprune.files import write_whole
 
 Batch = tuple[float, Tensor, Tensor]  # learning rate, images, labels
@@ -53,13 +53,6 @@ class Feed:
         feed = batches(self.cifar, self.steps, self.batch_size, self.seed)
         for step, (images, labels) in enumerate(feed):
             yield self.peak_lr * rate(step / self.steps), images, labels
-
-
-def rate(share: float) -> float:
-    """Return the learning rate at a share of the steps, relative to its peak."""
-    if share < WARM_UP:
-        return share / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
 
 
 def mixed(device: torch.device) -> torch.autocast:

@@ -70,7 +70,7 @@ def build(
     sites = tuple(Site(axis.tensor, axis.axis, axis.role, tuple(units[axis.roots].tolist())) for axis in axes)
     groups = _groups(members, axes, _crossing_ties(ledger, roots, units))
     return CouplingMap(
-        groups=_in_company(groups, [np.unique(rows) for rows in _single_rows(ledger, of_label)]),
+        groups=_in_company(groups, _single_rows(ledger, of_label)),
         sites=tuple(site for site in sites if any(unit != STAYS for unit in site.units)),
         frozen=_frozen(axes, reasons),
         tensors=_tensors(ledger),
@@ -280,10 +280,8 @@ def _single_rows(ledger: Ledger, units: np.ndarray) -> list[np.ndarray]:
 
 def _in_company(groups: tuple[Group, ...], rows: list[np.ndarray]) -> tuple[Group, ...]:
     """Let two units stay of a group that alone fills a row which needs two."""
-    alone = {
-        at for units in rows for at, group in enumerate(groups) if group.start == units[0] and group.size == len(units)
-    }
-    return tuple(replace(group, least=2) if at in alone else group for at, group in enumerate(groups))
+    filled = {(int(units[0]), len(units)) for units in map(np.unique, rows)}
+    return tuple(replace(group, least=2) if (group.start, group.size) in filled else group for group in groups)
 
 
 def _modules(axes: list[_Axis], homes: Iterable[tuple[int, int]], role: str) -> tuple[str, ...]:

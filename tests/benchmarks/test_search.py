@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from benchmarks import schedule
 from benchmarks.cifar import HELD_OUT, Cifar, Split, load_cifar
 from benchmarks.search import __main__ as program
 from benchmarks.search import report, rows, settings, theirs, training
@@ -154,9 +155,9 @@ def test_the_same_seed_gives_the_same_steps(cifar: Cifar) -> None:
 
 
 def test_the_rate_rises_and_falls_to_zero() -> None:
-    assert training.rate(0) == 0
-    assert training.rate(settings.WARM_UP) == pytest.approx(1)
-    assert training.rate(1) == pytest.approx(0)
+    assert schedule.rate(0) == 0
+    assert schedule.rate(schedule.WARM_UP) == pytest.approx(1)
+    assert schedule.rate(1) == pytest.approx(0)
 
 
 def test_squared_gradients_are_the_mean_over_single_images(cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import restoration
+from benchmarks import restoration, schedule
 from examples.networks import DnCNN
 
 pytest.importorskip("skimage", reason="scikit-image is not installed")
@@ -46,9 +46,9 @@ def test_the_same_seed_gives_the_same_course() -> None:
 
 
 def test_the_rate_rises_and_falls_to_zero() -> None:
-    assert restoration.rate(0) == 0
-    assert restoration.rate(restoration.WARM_UP) == pytest.approx(1)
-    assert restoration.rate(1) == pytest.approx(0)
+    assert schedule.rate(0) == 0
+    assert schedule.rate(schedule.WARM_UP) == pytest.approx(1)
+    assert schedule.rate(1) == pytest.approx(0)
 
 
 def test_finished_rows_are_kept_and_not_run_again(options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
