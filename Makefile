@@ -12,7 +12,7 @@ NEWEST ?= python3.13
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format clean bench-rules bench-search bench-search-report bench-speed bench-hyperize bench-onnx bench-latency bench-latency-budget zoo bench-checkpoints nightly
+.PHONY: help venv demo test lint format clean bench-rules bench-search bench-search-report bench-speed bench-dhp bench-hyperize bench-onnx bench-latency bench-latency-budget zoo bench-checkpoints nightly
 .PHONY: bench-restoration example-super-resolution example-denoising example-cifar example-timm
 .PHONY: docs dist smoke versions audit mutation
 
@@ -55,6 +55,9 @@ bench-hyperize: $(STAMP)  ## time hyperize beside torch.export
 bench-speed: $(STAMP)  ## time training steps, hyperize, export and search beside dense and Torch-Pruning (resumable; two hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed --report
+
+bench-dhp: $(STAMP)  ## time training steps of ResNet-56 with DHP as published, as ours, and lean (a minute)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.dhp
 
 bench-checkpoints: $(STAMP)  ## save twenty models, load them in fresh processes, compare bit for bit (about 15 minutes)
 	$(BIN)/python benchmarks/checkpoints.py

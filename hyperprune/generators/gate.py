@@ -40,10 +40,8 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         weight, gates = ctx.saved_tensors
         of_weight, of_gates = ctx.needs_input_grad
-        return (
-            gradient * gates if of_weight else None,
-            _summed(gradient * weight, gates) if of_gates else None,
-        )
+        summed = _summed(gradient * weight, gates) if of_gates else None  # first: its memory serves the second product
+        return gradient * gates if of_weight else None, summed
 
 
 def _summed(product: Tensor, gates: Tensor) -> Tensor:
