@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hyperprune.cli.budgets import add_budget, budget_fields, in_flags, limits_nothing, refused_in_flags
 from hyperprune.cli.parsing import positive, size
 
 if TYPE_CHECKING:
@@ -21,14 +22,15 @@ Time a dense network and its slim one in turns, in PyTorch as it is, compiled by
 torch.compile, and in ONNX Runtime: latency (median, and where the middle half
 of all runs lies), examples per second, peak memory.
 
-The slim network is a checkpoint that save_pruned wrote. Or say --macs 0.5, and
-the dense one is cut by magnitude on the spot: what comes out is good for timing
-widths, not for predicting anything."""
+The slim network is a checkpoint that save_pruned wrote. Or name a budget, such
+as --macs 0.5, and the dense one is cut by magnitude on the spot: what comes out
+is good for timing widths, not for predicting anything."""
 
 EXAMPLES = """\
 examples:
   hyperprune bench timm/resnet50 slim.safetensors
   hyperprune bench timm/resnet50 --macs 0.5 --divisor 16 --backends onnx --threads 2
+  hyperprune bench timm/resnet50 --latency 0.5 --floors 'layer4.*=64' --backends eager --batch 1
   hyperprune bench timm/resnet50 slim.safetensors --batch 1 8 32 --runs 50 --json > bench.json
   hyperprune bench timm/resnet50 slim.safetensors --device cuda --batch 64
 
@@ -46,8 +48,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("dense", metavar="DENSE", help="timm/NAME, torchvision/NAME or package.module:factory")
     parser.add_argument("slim", metavar="SLIM", type=Path, nargs="?", help="checkpoint written by save_pruned")
-    parser.add_argument("--macs", type=float, metavar="SHARE", help="instead of SLIM: cut to this share of the MACs")
-    parser.add_argument("--divisor", type=positive, default=1, metavar="N", help="with --macs: widths in steps of N")
+    add_budget(parser, "budget to cut to, instead of SLIM")
     _add_measuring(parser)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(run=partial(_run, parser))
@@ -70,8 +71,7 @@ def _add_measuring(parser: Parser) -> None:
 
 
 def _run(parser: Parser, options: argparse.Namespace) -> None:
-    if (options.slim is None) == (options.macs is None):
-        parser.error("name the slim network's checkpoint, or cut one with --macs 0.5: one of the two")
+    _require(parser, options)
     from hyperprune.latency import compare_latency
 
     dense, slim, x = _networks(options)
@@ -95,6 +95,17 @@ def _run(parser: Parser, options: argparse.Namespace) -> None:
         print(f"{backend}: {reason}", file=sys.stderr)
 
 
+def _require(parser: Parser, options: argparse.Namespace) -> None:
+    """Insist on either a checkpoint or a budget."""
+    asked = in_flags(budget_fields(options))
+    if options.slim is not None and asked:
+        parser.error(f"{options.slim} is cut already, so {asked} has nothing to do: leave one of the two out")
+    if options.slim is None and limits_nothing(options):
+        parser.error(
+            "name the slim network's checkpoint, or a budget to cut to: --macs 0.5, --params, --activations, --latency"
+        )
+
+
 def _networks(options: argparse.Namespace) -> tuple[nn.Module, nn.Module, Tensor]:
     import torch
 
@@ -107,13 +118,17 @@ def _networks(options: argparse.Namespace) -> tuple[nn.Module, nn.Module, Tensor
     if options.device == "cuda" and not torch.cuda.is_available():
         raise LatencyError("torch finds no CUDA device here. Leave out --device cuda.")
     loaded = load_model(options.dense)
-    dense = loaded.model.eval()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)  # a latency that is asked for is met as it is measured afterwards
+    dense = loaded.model.eval().to(options.device)
     x = torch.randn(1, *(options.input or loaded.input_size), generator=torch.Generator().manual_seed(0))
     if options.slim is not None:
         slim = load_pruned(dense, options.slim)
     else:
-        slim = prune(dense, x, Budget(macs=options.macs, divisor=options.divisor))
-    return dense.to(options.device), slim.to(options.device), x
+        asked = budget_fields(options)
+        with refused_in_flags(asked, options.dense):
+            slim = prune(dense, x.to(options.device), Budget(**asked))
+    return dense, slim.to(options.device), x
 
 
 def _say(message: str) -> None:

@@ -13,7 +13,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Keeps the line breaks of the examples and names every default that says something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, True, False) else super()._get_help_string(action)
+        return action.help if action.default in (None, True, False, {}) else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +28,14 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return number
+
+
+def fraction(text: str) -> float:
+    """Read a number above 0, at most 1."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
     return number
 
 

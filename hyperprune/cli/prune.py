@@ -6,12 +6,14 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperprune.cli.parsing import positive, size
+from hyperprune.cli.budgets import FLAGS, LIMITS, add_budget, in_flags, limits_nothing, refused_in_flags
+from hyperprune.cli.parsing import fraction, positive, size
 from hyperprune.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ examples:
   hyperprune prune timm/resnet50 --pretrained --data flowers --macs 0.3 --epochs 20 --amp bf16 --workers 8 --out run
   hyperprune prune torchvision/mobilenet_v2 --weights mine.safetensors --data photos --params 1000000 --out run
   hyperprune prune timm/convnext_atto --data photos --macs 0.5 --divisor 8 --optimizer adamw --out run
+  hyperprune prune timm/resnet18 --data photos --latency 20ms --activations 0.5 --floors 'layer4.*=64' --out run
   hyperprune prune my_package.models:build_net --data photos --macs 0.5 --out run
 
 Ctrl-C finishes the step, saves, and says how to go on:
@@ -59,17 +62,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--data", metavar="DIR", help="folder of images, or sklearn/digits")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out; its settings are there")
-    _add_budget(parser)
+    add_budget(parser, "budget (at least one of the first four; all that is given is met)")
     _add_training(parser)
     _add_machine(parser)
     parser.set_defaults(run=partial(_run, parser))
-
-
-def _add_budget(parser: Parser) -> None:
-    budget = parser.add_argument_group("budget (at least one of --macs and --params)")
-    budget.add_argument("--macs", type=amount, metavar="N", help="0.5: half the dense MACs; 500000000: that many")
-    budget.add_argument("--params", type=amount, metavar="N", help="the same for parameters")
-    budget.add_argument("--divisor", type=positive, default=1, metavar="N", help="widths become multiples of it")
 
 
 def _add_training(parser: Parser) -> None:
@@ -114,24 +110,11 @@ def _add_machine(parser: Parser) -> None:
     machine.add_argument("--json", action="store_true", help="print report.json instead of the table")
 
 
-def amount(text: str) -> float | int:
-    """Read a fraction (``0.5``) or a count (``500000000``)."""
-    return int(text) if text.isdigit() else float(text)
-
-
 def count(text: str) -> int:
     """Read an integer of at least 0."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
-
-
-def fraction(text: str) -> float:
-    """Read a number above 0, at most 1."""
-    number = float(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
     return number
 
 
@@ -154,7 +137,8 @@ def _run(parser: Parser, options: argparse.Namespace) -> None:
     screen = Screen(Console(stderr=True), options.quiet)
     machine = Machine(options.device, options.workers, options.save_every)
     try:
-        content = run_prune(settings, options.out, screen, machine, resume=options.resume)
+        with refused_in_flags(vars(settings), settings.model):
+            content = run_prune(settings, options.out, screen, machine, resume=options.resume)
     except KeyboardInterrupt:
         _say_how_to_go_on(options)
         raise
@@ -168,8 +152,8 @@ def _run(parser: Parser, options: argparse.Namespace) -> None:
 
 def _require(parser: Parser, options: argparse.Namespace) -> None:
     missing = [name for name, value in (("MODEL", options.model), ("--data", options.data)) if value is None]
-    if options.macs is None and options.params is None:
-        missing.append("--macs or --params")
+    if limits_nothing(options):
+        missing.append(f"a budget: {' or '.join(dict.fromkeys(LIMITS.values()))}")
     if missing:
         parser.error(f"missing: {', '.join(missing)} (for a new run; an old one goes on with --resume)")
 
@@ -185,10 +169,15 @@ def _settings(parser: Parser, options: argparse.Namespace) -> TrainingSettings:
     for name, value in asked.items():
         if value not in (parser.get_default(name), getattr(begun, name)):
             raise TrainingError(
-                f"the run in {options.out} was begun with {name} {getattr(begun, name)}, not {value}. Leave the "
-                "settings out to go on with it, or start another run in another folder."
+                f"the run in {options.out} was begun with {_told(name, vars(begun))}, not {_told(name, asked)}. Leave "
+                "the settings out to go on with it, or start another run in another folder."
             )
     return begun
+
+
+def _told(name: str, settings: Mapping[str, Any]) -> str:
+    """Write a setting; one of the budget's together with the whole budget, for latency has two names."""
+    return in_flags(settings) if name in FLAGS else f"{name} {settings[name]}"
 
 
 def _say_how_to_go_on(options: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 ``settings`` says what is asked, ``data`` yields images, ``networks`` builds the dense network; ``job`` holds the three
 together. ``learner`` takes the steps, ``phases`` strings them together, ``states`` keeps them on disk, ``stopping``
-heeds Ctrl-C, ``screen`` shows what goes on. ``run`` tells the whole story.
+heeds Ctrl-C, ``screen`` shows what goes on, ``spending`` measures what came of the budget. ``run`` tells the story.
 """
 
 from hyperprune.training.job import Machine

@@ -95,6 +95,8 @@ def _recalibrate_(job: Job, slim: nn.Module) -> nn.Module:
 def searchable(job: Job, dense: nn.Module, steps: int) -> tuple[HyperModel, torch.optim.Optimizer, Search]:
     """Hyperize a network, and set up a search of so many steps that its optimiser drives."""
     settings = job.settings
+    if "latency_ns" in settings.budget().asked():
+        job.screen.note("timing layers and networks for --latency, up to a minute; best while the machine does no more")
     hyper = hyperize(dense, job.example())
     groups = hyper.parameter_groups(lr=settings.peak_rate(), weight_decay=WEIGHT_DECAY[settings.optimizer])
     optimizer = optimizer_for(groups, settings)

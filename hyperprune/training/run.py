@@ -23,6 +23,7 @@ from hyperprune.training.networks import DenseNetwork, fit_to_data, load_network
 from hyperprune.training.phases import Searched, dense_phase, finetune_phase, search_phase, searchable
 from hyperprune.training.screen import Screen
 from hyperprune.training.settings import TrainingSettings
+from hyperprune.training.spending import spending
 from hyperprune.training.stopping import Stop, stoppable
 
 
@@ -114,6 +115,7 @@ def _finish(
         "images": {"train": len(job.data.train), "test": len(job.data.test)},
         "classes": list(job.data.classes),
         "accuracy": accuracies,
+        "budget": spending(job.settings.budget(), found, dense, slim, job.example()),
         "bytes": {name: (job.out / name).stat().st_size for name in (DENSE, SLIM)},
         "load": f'load_pruned({network.recipe}, "{path}")',
         "pruning": found.to_json(),
@@ -126,13 +128,23 @@ def _finish(
 def summary(content: Mapping[str, Any]) -> Table:
     """Return the table of a run that is complete, from what its ``report.json`` holds."""
     pruning, accuracies = content["pruning"], content["accuracy"]
+    spent = content.get("budget", {})  # absent from what older versions wrote
     (proof,) = pruning["proofs"].values()
     dense, slim = (
         ModelReport(
             name, pruning["macs"][name], pruning["params"][name],
             accuracy=accuracies[name], file_bytes=content["bytes"][file],
+            latency_ms={1: 1e-6 * spent["latency_ns"][name]} if "latency_ns" in spent else {},
         )
         for name, file in (("dense", DENSE), ("slim", SLIM))
     )  # fmt: skip
     slim = replace(slim, accuracy_when_cut=accuracies["searched"], proof_error=proof["relative_error"])
-    return comparison_table([dense, slim], title=f"{content['settings']['model']} on {content['settings']['data']}")
+    table = comparison_table([dense, slim], title=f"{content['settings']['model']} on {content['settings']['data']}")
+    if "activation_bytes" in spent:
+        table.add_row("activations, at most", *_in_kilobytes(spent["activation_bytes"]))
+    return table
+
+
+def _in_kilobytes(spent: Mapping[str, Any]) -> tuple[str, str]:
+    dense, slim = spent["dense"], spent["slim"]
+    return f"{dense / 1e3:.1f} kB", f"{slim / 1e3:.1f} kB ({slim / dense:.1%})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,7 @@ class TrainingSettings:
     Attributes:
         model: name of the network, as for ``load_model``.
         data: folder of images, or ``"sklearn/digits"``.
-        macs: budget: a fraction or a count; ``params`` alike.
-        divisor: widths are multiples of it.
+        macs: this and the next nine are the fields of ``Budget``.
         epochs: passes over the data for search and fine-tuning together.
         epochs_dense: passes for the dense network before; None: none if trained weights fit, else ``epochs``.
         search_fraction: share of ``epochs`` that the search takes.
@@ -45,7 +44,14 @@ class TrainingSettings:
     data: str
     macs: float | int | None = None
     params: float | int | None = None
+    activation_bytes: float | int | None = None
+    latency: float | None = None
+    latency_ms: float | int | None = None
     divisor: int = 1
+    floor: int = 1
+    floors: dict[str, int] = field(default_factory=dict, hash=False)
+    ceilings: dict[str, int] = field(default_factory=dict, hash=False)
+    depth: bool = False
     epochs: int = 5
     epochs_dense: int | None = None
     search_fraction: float = 0.5
@@ -63,9 +69,9 @@ class TrainingSettings:
         """Return the budget.
 
         Raises:
-            BudgetError: neither MACs nor parameters are limited, or out of range.
+            BudgetError: no resource is limited, or a value is out of range.
         """
-        return Budget(macs=self.macs, params=self.params, divisor=self.divisor)
+        return Budget(**{part.name: getattr(self, part.name) for part in fields(Budget)})
 
     def peak_rate(self) -> float:
         """Return the peak learning rate."""
@@ -81,7 +87,7 @@ class TrainingSettings:
 
     @classmethod
     def read(cls, folder: Path) -> TrainingSettings:
-        """Read the settings of a run that was begun.
+        """Read the settings of a run that was begun; those that its version did not know yet have their defaults.
 
         Raises:
             TrainingError: there is none, or its settings cannot be read.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from hyperprune import Budget, cli, prune, save_pruned
 from tests.models import sequential
@@ -33,14 +34,71 @@ def test_without_a_checkpoint_the_network_is_cut_on_the_spot(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
+    ("words", "budget"),
+    [
+        ("--activations 0.7 --floors 3=5", Budget(activation_bytes=0.7, floors={"3": 5})),
+        ("--params 0.6 --divisor 2 --floor 2", Budget(params=0.6, divisor=2, floor=2)),
+        ("--latency 20ms --ceilings 0=7", Budget(latency_ms=20.0, ceilings={"0": 7})),
+    ],
+)
+def test_every_kind_of_budget_reaches_the_cut(
+    words: str, budget: Budget, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def cut(model: nn.Module, x: Tensor, budget: Budget) -> nn.Module:
+        asked.append(budget)
+        return prune(model, x, Budget(macs=0.5))
+
+    monkeypatch.setattr("hyperprune.export.prune", cut)
+    command = ["bench", "tests.models:sequential", *words.split(), "--batch", "1", "--backends", "eager", *COMMON]
+    assert cli.main(command) == cli.EXIT_OK
+    assert asked == [budget]
+    assert "PyTorch eager" in capsys.readouterr().out
+
+
+def test_less_memory_of_activations_is_what_the_cut_network_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "bench",
+        "tests.models:sequential",
+        "--activations",
+        "0.5",
+        "--batch",
+        "1",
+        "--backends",
+        "eager",
+        "--json",
+    ]
+    assert cli.main([*words, *COMMON]) == cli.EXIT_OK
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["slim"]["peak_bytes"] < row["dense"]["peak_bytes"]
+
+
+def test_a_budget_that_cannot_be_met_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "tests.models:sequential", "--macs", "1", "--floor", "4", *COMMON]
+    assert cli.main(words) == cli.EXIT_FAILED
+    said = capsys.readouterr().err
+    assert "macs=1 cannot be reached" in said
+    assert "Asked for: --macs 1 --floor 4. See the layers with: hyperprune inspect tests.models:sequential" in said
+
+
+def test_a_budget_beside_a_checkpoint_is_named_in_the_refusal(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "tests.models:sequential", "slim.safetensors", "--floors", "conv1=8", "--latency", "5ms"])
+    assert "slim.safetensors is cut already, so --latency 5ms --floors conv1=8 has" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "words",
     [
         [],
+        ["--divisor", "8", "--floors", "conv1=8"],
         ["slim.safetensors", "--macs", "0.5"],
+        ["slim.safetensors", "--divisor", "8"],
         ["--macs", "0.5", "--backends", "tpu"],
         ["--macs", "0.5", "--runs", "0"],
     ],
-    ids=["no slim network", "two slim networks", "unknown runtime", "no run"],
+    ids=["no slim network", "no budget", "two slim networks", "widths of a checkpoint", "unknown runtime", "no run"],
 )
 def test_wrong_usage_leaves_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from shlex import quote as quoted
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from hyperprune import cli, load_pruned
+from hyperprune.metering import record
 from tests.training import factories
 
 SMALL = "--data sklearn/digits --macs 0.5 --input 3x8x8 --batch-size 256"
@@ -89,7 +92,9 @@ def test_quiet_prints_nothing_but_warnings(tmp_path: Path, capsys: pytest.Captur
         "prune timm/resnet18 --out run",
         "prune timm/resnet18 --data sklearn/digits --out run",
         "prune timm/resnet18 --data sklearn/digits --macs 0.5",
+        "prune timm/resnet18 --data sklearn/digits --floors conv1=8 --divisor 8 --out run",
         "prune timm/resnet18 --data sklearn/digits --macs half --out run",
+        "prune timm/resnet18 --data sklearn/digits --macs 2.5 --out run",
         "prune timm/resnet18 --data sklearn/digits --macs 0.5 --epochs 0 --out run",
         "prune timm/resnet18 --data sklearn/digits --macs 0.5 --search-fraction 1.5 --out run",
         "prune timm/resnet18 --data sklearn/digits --macs 0.5 --amp fp8 --out run",
@@ -112,7 +117,6 @@ def test_wrong_usage_leaves_with_2(
     [
         ("prune timm/resnet18 --data no/where --macs 0.5 --out run", "is no folder"),
         ("prune timm/resnet81 --data sklearn/digits --macs 0.5 --out run", "Did you mean"),
-        ("prune timm/resnet18 --data sklearn/digits --macs 2.5 --out run", "2.5"),
         ("prune --resume --out run", "no run to go on with"),
     ],
 )
@@ -125,6 +129,27 @@ def test_what_cannot_work_leaves_with_1_and_one_message(
     assert error.startswith("hyperprune: ")
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("budget", "messages"),
+    [
+        ("--macs 0.5 --floors block*.conv=4", ["Did you mean block", "for: --macs 0.5 --floors 'block*.conv=4'. See"]),
+        ("--activations 0.5 --ceilings no=4", ["matches 'no'", "for: --activations 0.5 --ceilings no=4. See"]),
+        ("--activations 10000000", ["activation_bytes=10,000,000 is above the dense network's 6,656"]),
+        ("--activations 1 --floor 2", ["activation_bytes=1 cannot be reached", "for: --activations 1 --floor 2. See"]),
+    ],
+)
+def test_a_budget_that_cannot_be_met_is_refused_in_the_words_it_was_asked_for(
+    budget: str, messages: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = [*DIGITS[:2], *SMALL.replace("--macs 0.5", budget).split(), "--out", str(tmp_path / "run")]
+    assert cli.main(words) == cli.EXIT_FAILED
+    refusal = capsys.readouterr().err.splitlines()[-1]
+    assert refusal.startswith("hyperprune: ")
+    for message in (*messages, f"See the layers with: hyperprune inspect {DIGITS[1]}"):
+        assert message in refusal
+    assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_saves_says_how_to_go_on_and_the_run_ends_the_same(
@@ -166,12 +191,60 @@ def test_another_setting_than_the_run_was_begun_with_is_refused(
     assert cli.main([*QUICK, "--out", str(tmp_path / "run"), "--resume", "--quiet"]) == cli.EXIT_OK
     capsys.readouterr()
     assert cli.main(["prune", "--resume", "--macs", "0.3", "--out", str(tmp_path / "run")]) == cli.EXIT_FAILED
-    assert "begun with macs 0.5, not 0.3" in capsys.readouterr().err
+    assert "begun with --macs 0.5, not --macs 0.3. Leave" in capsys.readouterr().err
+    for words, told in (
+        ("--latency 20ms", "begun with --macs 0.5, not --latency 20ms. Leave"),
+        ("--macs 0.5 --floors stem=3", "begun with --macs 0.5, not --macs 0.5 --floors stem=3. Leave"),
+        ("--seed 3", "begun with seed 0, not seed 3. Leave"),
+    ):
+        assert cli.main(["prune", "--resume", *words.split(), "--out", str(tmp_path / "run")]) == cli.EXIT_FAILED
+        assert told in capsys.readouterr().err
+
+
+def test_activations_and_floors_are_met_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    budget = "--activations 0.6 --floors block*.conv1=6 --ceilings stem=4"
+    words = [*DIGITS[:2], *SMALL.replace("--macs 0.5", budget).split(), "--epochs", "1", "--epochs-dense", "1"]
+    assert cli.main([*words, "--out", str(out), "--json"]) == cli.EXIT_OK
+    content = json.loads(capsys.readouterr().out)
+    slim = load_pruned(factories.digits(), out / "slim.safetensors").eval()
+    dense_peak, slim_peak = (peak(network, torch.zeros(1, 3, 8, 8)) for network in (factories.digits().eval(), slim))
+    assert 0.5 * dense_peak < slim_peak <= 0.6 * dense_peak
+    assert content["budget"] == {"activation_bytes": {"asked": 0.6, "dense": dense_peak, "slim": slim_peak}}
+    widths = {layer["name"]: layer["width"]["slim"] for layer in content["pruning"]["layers"]}
+    assert widths["block1.conv1"] >= 6
+    assert widths["block2.conv1"] >= 6
+    assert widths["stem"] <= 4
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["floors"] == {"block*.conv1": 6}
+    assert settings["ceilings"] == {"stem": 4}
+
+    assert cli.main(["prune", "--resume", *budget.split(), "--out", str(out)]) == cli.EXIT_OK
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "activations, at most" in line)
+    assert f"{dense_peak / 1e3:.1f} kB" in row
+    assert f"{slim_peak / 1e3:.1f} kB ({slim_peak / dense_peak:.1%})" in row
+    again = ["prune", "--resume", "--floors", "block*.conv1=5", "--out", str(out)]
+    assert cli.main(again) == cli.EXIT_FAILED
+    assert f"begun with {budget.replace('block*.conv1=6', quoted('block*.conv1=6'))}, not" in capsys.readouterr().err
+
+
+def peak(network: nn.Module, x: Tensor) -> int:
+    """Return the most bytes of activations alive at one time, one call after another."""
+    storages = record(lambda: network(x), [*network.parameters(), *network.buffers(), x])
+    calls = range(max(storage.died for storage in storages) + 1)
+    return max(sum(s.bytes for s in storages if s.born <= call < s.died) for call in calls)
 
 
 def test_the_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert usage_error(["prune", "--help"]) == cli.EXIT_OK
     text = capsys.readouterr().out
-    for words in ("hyperprune prune timm/resnet18", "train/CLASS", "--resume --out run", "Ctrl-C", "slim.safetensors"):
+    for words in (
+        "hyperprune prune timm/resnet18",
+        "--floors 'layer4.*=64'",
+        "train/CLASS",
+        "--resume --out run",
+        "Ctrl-C",
+        "slim.safetensors",
+    ):
         assert words in text
     assert "(default: None)" not in text

@@ -26,6 +26,7 @@ SMALL = {
     "model": f"{HERE}:digits", "data": "sklearn/digits", "macs": 0.5,
     "epochs": 2, "epochs_dense": 1, "batch_size": 256, "input_size": (3, 8, 8),
 }  # fmt: skip
+LATER = ("activation_bytes", "latency", "latency_ms", "floor", "floors", "ceilings")  # not in the first settings
 FILES = {"dense.safetensors", "searched.safetensors", "slim.safetensors", "settings.json", "report.json"}
 
 
@@ -55,6 +56,7 @@ def test_a_run_leaves_a_slim_network_within_the_budget(whole: tuple[Path, dict[s
     slim = load_pruned(factories.digits(), out / "slim.safetensors")
     assert sum(p.numel() for p in slim.parameters()) == params["slim"] < params["dense"]
     assert json.loads((out / "report.json").read_text()) == content
+    assert content["budget"] == {"macs": {"asked": 0.5, **macs}}
     assert 0 < content["accuracy"]["slim"] <= 1
     assert content["pruning"]["history"][-1]["step"] == STEPS
 
@@ -128,6 +130,43 @@ def test_a_run_that_was_killed_goes_on_from_the_last_state(
     assert content["accuracy"] == whole[1]["accuracy"]
 
 
+def test_a_run_of_an_older_version_goes_on(
+    whole: tuple[Path, dict[str, Any], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its settings know nothing of activations, latency, floors and ceilings."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "settings.json").read_text())
+    old = {name: value for name, value in written.items() if name not in LATER}
+    assert len(old) == len(written) - len(LATER)
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(old))
+    screen = Screen(Console(file=io.StringIO()), quiet=True)
+    begun = TrainingSettings.read(tmp_path / "run")
+    content = run_prune(begun, tmp_path / "run", screen, Machine("cpu"), resume=True)
+    assert content["accuracy"] == whole[1]["accuracy"]
+    assert content["settings"] == whole[1]["settings"]
+
+
+def test_a_report_of_an_older_version_is_still_shown(whole: tuple[Path, dict[str, Any], str]) -> None:
+    content = {name: part for name, part in whole[1].items() if name != "budget"}
+    assert summary(content).row_count == summary(whole[1]).row_count
+
+
+def test_activations_and_latency_have_rows_of_their_own(whole: tuple[Path, dict[str, Any], str]) -> None:
+    spent = {
+        "activation_bytes": {"asked": 0.5, "dense": 20_000, "slim": 9_000},
+        "latency_ns": {"asked": 0.5, "dense": 5_000_000, "slim": 2_400_000},
+    }
+    table = Console(file=(shown := io.StringIO()), width=120)
+    table.print(summary({**whole[1], "budget": spent}))
+    assert "20.0 kB │ " in shown.getvalue()
+    assert "9.0 kB (45.0%)" in shown.getvalue()
+    assert "latency, batch 1" in shown.getvalue()
+    assert "2.40 ms (48.0%)" in shown.getvalue()
+
+
 def test_a_complete_run_is_only_shown_again(whole: tuple[Path, dict[str, Any], str]) -> None:
     out, content, _ = whole
     before = (out / "slim.safetensors").stat().st_mtime_ns
@@ -154,6 +193,9 @@ def test_trained_weights_are_not_trained_again(whole: tuple[Path, dict[str, Any]
         ({"macs": 1.5}, "outside"),
         ({"macs": 10**12}, "above the dense"),
         ({"macs": 1}, "cannot|below|least"),
+        ({"activation_bytes": 1}, "activation_bytes=1 cannot be reached"),
+        ({"floors": {"block9": 4}}, "floors: no prunable layer matches 'block9'"),
+        ({"floors": {"stem": 6}, "ceilings": {"block1.conv2": 4}}, "leaves no width"),
         ({"model": f"{HERE}:frozen"}, "nothing in"),
         ({"amp": "fp16"}, "needs a CUDA device"),
         ({"data": "no/such/folder"}, "is no folder"),
