@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hyperprune.cost import CostModel
-from hyperprune.coupling import CouplingMap, build
+from hyperprune.coupling import Branch, CouplingMap, build, find_branches
 from hyperprune.errors import InputsError, ModelError, NothingPrunableError
 from hyperprune.generators import Generator, Lean, attach
 from hyperprune.labels import Attention, flow
@@ -184,7 +185,8 @@ def hyperize(
         _require_something(coupling, base)
         outcome = rehearse(base, coupling, inputs)
         if isinstance(outcome, Proof):
-            return _assemble(base, coupling, Lean() if generator is None else generator, inputs)
+            found = replace(coupling, branches=find_branches(traces[0], coupling))
+            return _assemble(base, found, Lean() if generator is None else generator, inputs)
         choices = after_fault(choices, coupling, base, outcome)
 
 
@@ -210,6 +212,30 @@ def plain_copy(hyper: HyperModel) -> nn.Module:
         plain = copy.deepcopy(hyper.model)
         detach_norms(plain)
     return plain
+
+
+def closable_branches(hyper: HyperModel) -> tuple[Branch, ...]:
+    """Return the residual branches that can be closed: closing them has been tried on a copy, and was exact.
+
+    All are closed together; those that fail are found one by one.
+    """
+    branches = hyper.coupling.branches
+    if not branches or _closes(hyper, branches):
+        return branches
+    sound = tuple(branch for branch in branches if _closes(hyper, (branch,)))
+    return sound if _closes(hyper, sound) else ()
+
+
+def _closes(hyper: HyperModel, branches: tuple[Branch, ...]) -> bool:
+    tried = copy.deepcopy(hyper)
+    keep = torch.ones(hyper.coupling.units, dtype=torch.bool)
+    for group in (hyper.coupling.groups[at] for branch in branches for at in branch.groups):
+        keep[group.units] = False
+    tried.bank.keep_(keep)
+    try:
+        return prove(tried, slim_copy(tried)).holds
+    except Exception:  # whatever the user's forward raises where a layer is missing
+        return False
 
 
 def prove(hyper: HyperModel, slim: nn.Module, tolerance: float | None = None) -> Proof:

@@ -55,6 +55,24 @@ class Resize:
 
 
 @dataclass(frozen=True)
+class Closing:
+    """What becomes of one layer of a closed residual branch.
+
+    Attributes:
+        module: its path.
+        role: ``"starts"`` (it is given what runs past the branch), ``"passes"`` (it hands on what it is given) or
+            ``"ends"`` (it makes its bias, or zeros).
+        channels: of a layer that ends the branch: how many it makes.
+        axis: where these channels lie in its output.
+    """
+
+    module: str
+    role: str
+    channels: int = 0
+    axis: int = 0
+
+
+@dataclass(frozen=True)
 class WidthPlan:
     """Everything slimming needs to know, in plain numbers.
 
@@ -69,6 +87,7 @@ class WidthPlan:
     slices: tuple[Slice, ...]
     resizes: tuple[Resize, ...] = ()
     rescales: tuple[Rescale, ...] = ()
+    closings: tuple[Closing, ...] = ()
 
     def width(self, tensor: str, axis: int) -> int:
         """Return how many positions stay along an axis that the plan slices.
@@ -87,6 +106,7 @@ class WidthPlan:
             "slices": [[s.tensor, s.axis, s.size, list(s.kept)] for s in self.slices],
             "resizes": [[r.module, _plain(r.old), _plain(r.new)] for r in self.resizes],
             "rescales": [[r.tensor, list(r.rows), r.factor] for r in self.rescales],
+            "closings": [[c.module, c.role, c.channels, c.axis] for c in self.closings],
         }
 
     @classmethod
@@ -96,6 +116,7 @@ class WidthPlan:
             tuple(Slice(t, axis, size, tuple(kept)) for t, axis, size, kept in data["slices"]),
             tuple(Resize(module, _sizes(old), _sizes(new)) for module, old, new in data["resizes"]),
             tuple(Rescale(tensor, tuple(rows), factor) for tensor, rows, factor in data["rescales"]),
+            tuple(Closing(*closing) for closing in data.get("closings", ())),
         )
 
 

@@ -142,7 +142,11 @@ def _moves(model: nn.Module, slim: nn.Module, plan: WidthPlan) -> dict[int, list
     """
     moves: dict[int, list[_Move]] = defaultdict(list)
     seen: set[int] = set()
+    closed = {closing.module for closing in plan.closings}
+    there = dict(slim.named_parameters(remove_duplicate=False))
     for source in _sources(model, plan):
+        if source.name not in there and source.name.rpartition(".")[0] in closed:
+            continue
         new = slim.get_parameter(source.name)
         if id(new) not in seen:
             seen.add(id(new))

@@ -95,6 +95,33 @@ def test_random_budgets_are_met_and_leave_no_unit_that_fits(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vit"])
+def test_random_budgets_with_depth_are_met_and_close_whole_branches(name: str) -> None:
+    coupling, cost = hyperized(name).coupling, fully_priced(name)
+    rng, closed = np.random.default_rng(9), 0
+    for _ in range(60):
+        budget = Budget(macs=float(rng.uniform(0.05, 0.6)), divisor=int(rng.choice([1, 2, 8])), depth=True)
+        limits = budget.limits(cost.total(cost.full))
+        scores = rng.exponential(size=coupling.units)
+        for branch in coupling.branches:
+            for group in branch.groups:
+                scores[coupling.groups[group].units] *= rng.choice([1e-6, 1.0])
+        keep = Solver(cost, Ladder.of(coupling.groups, budget, coupling.branches)).solve(scores, limits)
+        counts = count(keep, coupling)
+        empty = {frozenset(b.groups) for b in coupling.branches if not counts[list(b.groups)].any()}
+        assert set(np.flatnonzero(counts == 0).tolist()) == set().union(*empty)
+        closed += len(empty)
+        assert cost.total(counts).macs <= limits["macs"]
+        for at, group in enumerate(coupling.groups):
+            wider = next_width(group, int(counts[at]), budget) if counts[at] else None
+            if wider is not None:
+                more = counts.copy()
+                more[at] = wider
+                assert cost.total(more).macs > limits["macs"], f"{group.name}: {wider} units would still fit"
+    assert closed > 20
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_refused_cannot_be_met_by_the_narrowest_network(name: str) -> None:
     coupling, cost = hyperized(name).coupling, fully_priced(name)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
 
 from hyperprune.budget.request import Budget
-from hyperprune.coupling import Group
+from hyperprune.coupling import Branch, Group
 from hyperprune.errors import BudgetError
 
 
@@ -25,6 +25,7 @@ class Ladder:
         step: units by which a width changes, shape ``[groups]``.
         lowest: the smallest allowed width, shape ``[groups]``.
         highest: the largest allowed width, shape ``[groups]``.
+        branches: groups, as indices, that reach a width of zero together only.
     """
 
     names: tuple[str, ...]
@@ -32,10 +33,14 @@ class Ladder:
     step: np.ndarray
     lowest: np.ndarray
     highest: np.ndarray
+    branches: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
-    def of(cls, groups: tuple[Group, ...], budget: Budget) -> Ladder:
+    def of(cls, groups: tuple[Group, ...], budget: Budget, branches: Iterable[Branch] = ()) -> Ladder:
         """Work out the allowed widths from the budget's divisor, floors and ceilings.
+
+        Args:
+            branches: residual branches that may be closed, if the budget allows it.
 
         Raises:
             BudgetError: a pattern matches no group, or a floor lies above a ceiling.
@@ -49,7 +54,19 @@ class Ladder:
         within = ceilings // width
         highest = np.where(within >= full, full, within // step * step)
         _require_room(groups, budget, lowest, highest, ceilings)
-        return cls(tuple(group.name for group in groups), full, step, lowest, highest)
+        open_to = (branch for branch in branches if budget.depth and _may_close(branch, budget, floors, width))
+        closable = tuple(branch.groups for branch in open_to)
+        for together in closable:
+            lowest[list(together)] = 0
+        return cls(tuple(group.name for group in groups), full, step, lowest, highest, closable)
+
+    def closed(self, counts: np.ndarray) -> np.ndarray:
+        """Return the widths where a group without units takes its whole branch along."""
+        counts = counts.copy()
+        for together in self.branches:
+            if not counts[list(together)].all():
+                counts[list(together)] = 0
+        return counts
 
     def bare(self) -> np.ndarray:
         """Return the smallest widths that the divisor alone allows, shape ``[groups]``."""
@@ -69,6 +86,11 @@ class Ladder:
         below = np.arange((highest - 1) // step * step, lowest - 1, -step)
         found = np.concatenate([[highest], below, [lowest]])
         return np.unique(found)[::-1]
+
+
+def _may_close(branch: Branch, budget: Budget, floors: np.ndarray, width: np.ndarray) -> bool:
+    at = list(branch.groups)
+    return budget.floor == 1 and bool((floors[at] <= width[at]).all())
 
 
 def _bounds(

@@ -29,6 +29,8 @@ class Budget:
         floors: for layers by name or glob (``"layer4.*"``, ``"layer1.0.conv1"``) how many of their prunable channels
             stay at least. Where several patterns match, the largest number counts.
         ceilings: likewise how many may stay at most; the smallest number counts.
+        depth: whether residual branches may be closed: where a branch's channels are worth less than they cost, all of
+            them go, its layers with them. ``floor`` and ``floors`` of more than 1 keep a branch open.
 
     Raises:
         BudgetError: a value is out of range, or nothing is limited.
@@ -47,6 +49,7 @@ class Budget:
     latency_ms: Amount | None = None
     floors: Mapping[str, int] = field(default_factory=dict, hash=False)
     ceilings: Mapping[str, int] = field(default_factory=dict, hash=False)
+    depth: bool = False
 
     def __post_init__(self) -> None:
         if not self.asked():

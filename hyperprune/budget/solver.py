@@ -101,12 +101,25 @@ class Solver:
             price = rules.price(counts, -steps, excess > 0) / np.maximum(steps, 1)
             left = self._upper <= counts[self._group]
             group, lower = self._group[left], self._lower[left]
-            saving = (self._upper[left] - lower) * price[group]
-            value = np.where(saving > 0, loss[left] / np.maximum(saving, 1e-300), np.inf)
+            last = lower == 0
+            others = self._others(counts, sums, price)
+            saving = (self._upper[left] - lower) * price[group] + last * others[1][group]
+            lost = loss[left] + last * others[0][group]
+            value = np.where(saving > 0, lost / np.maximum(saving, 1e-300), np.inf)
             cheapest = np.argsort(value, kind="stable")
             half = excess[excess > 0].sum() / 2
             taken = cheapest[: int(np.searchsorted(np.cumsum(saving[cheapest]), half)) + 1]
             np.minimum.at(counts, group[taken], lower[taken])
+            counts = self._ladder.closed(counts)
+
+    def _others(self, counts: np.ndarray, sums: np.ndarray, price: np.ndarray) -> np.ndarray:
+        """Return score and price of what else goes when a group's last unit closes a branch, ``[2, groups]``."""
+        found = np.zeros((2, len(counts)))
+        for together in (list(branch) for branch in self._ladder.branches):
+            at = np.array(together)
+            held = np.stack([self._between(sums, at, np.zeros_like(at), counts[at]), counts[at] * price[at]])
+            found[:, at] = held.sum(axis=1, keepdims=True) - held
+        return found
 
     def _between(self, sums: np.ndarray, group: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """Return the score that groups hold between two widths each."""
@@ -114,11 +127,11 @@ class Solver:
         return sums[start + high] - sums[start + low]
 
     def _fill(self, counts: np.ndarray, sums: np.ndarray, rules: _Rules) -> np.ndarray:
-        """Go up again wherever the next width still fits, best score per price first."""
+        """Go up again wherever the next width still fits, best score per price first; closed branches stay closed."""
         every = np.arange(len(counts))
         while True:
             upper = self._ladder.up(counts)
-            fits = (upper > counts) & rules.fit(counts, upper - counts)
+            fits = (upper > counts) & (counts > 0) & rules.fit(counts, upper - counts)
             if not fits.any():
                 return counts
             worth = self._between(sums, every, counts, upper)

@@ -119,8 +119,9 @@ def _check_version(data: Mapping[str, Any]) -> None:
 
 def _plan(data: Any, where: str) -> WidthPlan:
     data = fields.record(data, where)
+    data = {"closings": [], **data}  # a file from before branches could be closed has none
     fields.require(data, WidthPlan(()).to_json(), where)
-    for part, check in (("slices", _check_slice), ("resizes", _check_resize), ("rescales", _check_rescale)):
+    for part, check in _CHECKS.items():
         for at, item in enumerate(fields.array(data[part], f"{where}.{part}")):
             check(item, f"{where}.{part}[{at}]")
     plan = WidthPlan.from_json(data)
@@ -153,6 +154,24 @@ def _check_rescale(data: Any, where: str) -> None:
     fields.text(tensor, where)
     fields.wholes(rows, where)
     fields.number(factor, where)
+
+
+def _check_closing(data: Any, where: str) -> None:
+    module, role, channels, axis = fields.row(data, where, 4)
+    fields.text(module, where)
+    if role not in ("starts", "passes", "ends"):
+        raise CheckpointError(f"{where}: a layer of a closed branch starts, passes or ends, not {str(role)[:80]!r}.")
+    fields.whole(channels, where)
+    if type(axis) is not int or not -1 <= axis <= 1:
+        raise CheckpointError(f"{where}: channels lie on axis -1 or 1, not {str(axis)[:80]}.")
+
+
+_CHECKS = {
+    "slices": _check_slice,
+    "resizes": _check_resize,
+    "rescales": _check_rescale,
+    "closings": _check_closing,
+}
 
 
 def _sizes(data: Any) -> Sizes:

@@ -94,7 +94,8 @@ def _carve_(model: nn.Module, document: Document) -> None:
     for plan in document.plans:
         names = {name for name, _ in _named_tensors(model)}
         strangers = [cut.tensor for cut in plan.slices if cut.tensor not in names]
-        strangers += [path for path in (*(s.module for s in plan.resizes), *document.sizes) if path not in modules]
+        named = [*(resize.module for resize in plan.resizes), *(closing.module for closing in plan.closings)]
+        strangers += [path for path in (*named, *document.sizes) if path not in modules]
         if strangers:
             raise CheckpointError(f"the plan is of another architecture: the model has no {strangers[0][:200]!r}.")
         carve_(model, plan)

@@ -101,4 +101,6 @@ def _within(path: str, plan: WidthPlan) -> WidthPlan:
     return WidthPlan(
         tuple(replace(cut, tensor=f"{path}.{cut.tensor}") for cut in plan.slices),
         tuple(replace(size, module=f"{path}.{size.module}".rstrip(".")) for size in plan.resizes),
+        tuple(replace(rescale, tensor=f"{path}.{rescale.tensor}") for rescale in plan.rescales),
+        tuple(replace(closing, module=f"{path}.{closing.module}") for closing in plan.closings),
     )

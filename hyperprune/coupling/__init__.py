@@ -1,10 +1,12 @@
 """Coupling: units (channels that live or die together), groups of units, and the sites where they lie."""
 
+from hyperprune.coupling.branches import find_branches
 from hyperprune.coupling.build import Heir, build, lies_inside
-from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor
+from hyperprune.coupling.map import STAYS, Branch, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor
 
 __all__ = [
     "STAYS",
+    "Branch",
     "CouplingMap",
     "Frozen",
     "Group",
@@ -15,5 +17,6 @@ __all__ = [
     "Size",
     "Tensor",
     "build",
+    "find_branches",
     "lies_inside",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hyperprune.coupling.show import coupling_table, explanation
-from hyperprune.plan import Rescale, Resize, Slice, WidthPlan
+from hyperprune.plan import Closing, Rescale, Resize, Slice, WidthPlan
 
 STAYS = -1
 Slots = tuple[tuple[int, ...], ...]
@@ -199,11 +199,31 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A residual branch that can be closed: without its inner channels, its last layer makes a constant.
+
+    Attributes:
+        name: its last layer, whose output is added to what runs past the branch.
+        groups: the groups that go together, as indices.
+        first: the layers that read what the branch is given.
+        within: all layers between them and the last that hold channels of the branch.
+        axis: where the channels lie in the last layer's output.
+    """
+
+    name: str
+    groups: tuple[int, ...]
+    first: tuple[str, ...]
+    within: tuple[str, ...]
+    axis: int
+
+
+@dataclass(frozen=True)
 class CouplingMap:
     """All groups of a network, every site they live at, and what had to stay.
 
     ``print`` shows it as a table; ``to_json`` and ``from_json`` keep it. ``standardised`` names the weights that
-    ``forward`` standardises row by row, over the living inputs while searching.
+    ``forward`` standardises row by row, over the living inputs while searching; ``branches`` are the residual branches
+    that a budget with ``depth=True`` may close.
 
     Example:
         >>> import torch
@@ -225,6 +245,7 @@ class CouplingMap:
     products: tuple[Product, ...] = ()
     standardised: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
+    branches: tuple[Branch, ...] = ()
 
     @cached_property
     def units(self) -> int:
@@ -246,15 +267,43 @@ class CouplingMap:
         """Return for every unit the index of its group, shape ``[units]``."""
         return np.repeat(np.arange(len(self.groups)), [group.size for group in self.groups])
 
+    def groups_at(self, site: Site) -> frozenset[int]:
+        """Return the groups whose units lie at a site, as indices."""
+        return self._groups_at[site.tensor, site.axis]
+
+    @cached_property
+    def _groups_at(self) -> dict[tuple[str, int], frozenset[int]]:
+        groups = self.of_unit().tolist()
+        known: dict[tuple[int, ...], frozenset[int]] = {}  # most sites lie along the same channels as others
+        for site in self.sites:
+            if site.units not in known:
+                known[site.units] = frozenset(groups[unit] for unit in site.units if unit != STAYS)
+        return {(site.tensor, site.axis): known[site.units] for site in self.sites}
+
     def plan(self, alive: np.ndarray) -> WidthPlan:
         """Turn a mask over units, bool of shape ``[units]``, into kept positions of tensors."""
         alive = np.asarray(alive, dtype=bool)
         slices = [Slice(s.tensor, s.axis, len(s.units), s.kept(alive)) for s in self.sites]
+        closings = tuple(closing for branch in self.branches for closing in self._closings(branch, alive))
         return WidthPlan(
-            tuple(cut for cut in slices if len(cut.kept) < cut.size),
-            tuple(self._resizes(alive)),
+            tuple(cut for cut in slices if len(cut.kept) < cut.size and not _is_gone(cut, closings)),
+            tuple(size for size in self._resizes(alive) if all(size.module != gone.module for gone in closings)),
             tuple(self._rescales(alive)),
+            closings,
         )
+
+    def _closings(self, branch: Branch, alive: np.ndarray) -> list[Closing]:
+        """Return what becomes of a branch's layers if none of its channels lives."""
+        if any(alive[self.groups[at].units].any() for at in branch.groups):
+            return []
+        weight = next(tensor for tensor in self.tensors if tensor.name == f"{branch.name}.weight")
+        rows = [site for site in self.sites if site.tensor == weight.name and site.role == "writes"]
+        channels = len(rows[0].kept(alive)) if rows else weight.shape[0]
+        return [
+            *(Closing(path, "starts") for path in branch.first),
+            *(Closing(path, "passes") for path in branch.within),
+            Closing(branch.name, "ends", channels, branch.axis),
+        ]
 
     def _rescales(self, alive: np.ndarray) -> list[Rescale]:
         """Rows are rescaled once, however many products they make a factor of."""
@@ -295,7 +344,7 @@ class CouplingMap:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists, dicts, strings and ints."""
-        keys = ("groups", "sites", "frozen", "tensors", "sizes", "norms", "products")
+        keys = ("groups", "sites", "frozen", "tensors", "sizes", "norms", "products", "branches")
         return {key: [vars(item).copy() for item in getattr(self, key)] for key in keys} | {
             "standardised": list(self.standardised),
             "unreached": list(self.unreached),
@@ -312,6 +361,7 @@ class CouplingMap:
             "sizes": Size,
             "norms": Norm,
             "products": Product,
+            "branches": Branch,
         }
         fields = {key: tuple(kind(**_frozen(item)) for item in data[key]) for key, kind in kinds.items()}
         names = {key: tuple(data[key]) for key in ("standardised", "unreached")}
@@ -327,6 +377,12 @@ class CouplingMap:
 
     def __str__(self) -> str:
         return coupling_table(self)
+
+
+def _is_gone(cut: Slice, closings: tuple[Closing, ...]) -> bool:
+    """Say whether a tensor goes with its layer; the bias of a branch's last layer is all that stays of a branch."""
+    path, _, name = cut.tensor.rpartition(".")
+    return any(closing.module == path and (closing.role != "ends" or name != "bias") for closing in closings)
 
 
 def _frozen(item: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def coupling_table(coupling: CouplingMap) -> str:
         units = f"{group.size}" if group.width == 1 else f"{group.size} x {group.width}"
         share = f"{100 * macs / total:.1f} %" if total else "-"
         table.add_row(group.name, units, _some(group.makers), _some(group.readers), share)
-    return "\n".join([_render(table), *_frozen_lines(coupling)])
+    return "\n".join([_render(table), *_branch_lines(coupling), *_frozen_lines(coupling)])
 
 
 def carried_macs(coupling: CouplingMap) -> list[int]:
@@ -70,6 +70,11 @@ def _explain_group(layer: str, group: Group) -> list[str]:
     if group.readers:
         lines.append(f"  Read, and gated, by {', '.join(group.readers)}.")
     return lines + [f"  Tied by {tie}." for tie in group.ties]
+
+
+def _branch_lines(coupling: CouplingMap) -> list[str]:
+    names = tuple(branch.name for branch in coupling.branches)
+    return [f"branches that Budget(depth=True) may close: {len(names)}, ending in {_some(names)}"] if names else []
 
 
 def _frozen_lines(coupling: CouplingMap) -> list[str]:

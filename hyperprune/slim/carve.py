@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hyperprune.errors import SlimmingError
 from hyperprune.plan import Rescale, Slice, WidthPlan, note_plan_
+from hyperprune.slim.close import close_
 from hyperprune.slim.sizes import resize_
 from hyperprune.slim.structure import adjust_
 from hyperprune.trace import drop_caches_
@@ -22,7 +23,8 @@ from hyperprune.trace import drop_caches_
 def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
     """Slice every tensor the plan names, in place, and return the model.
 
-    The model keeps a note of the plan (``plan.plans_of``), so that it can be saved and built again.
+    The layers of closed branches are replaced by what stands for them (``slim.close``). The model keeps a note of the
+    plan (``plan.plans_of``), so that it can be saved and built again.
     Rows are rescaled first, then sliced. All is checked before the first change, so a plan of another model changes
     nothing.
 
@@ -43,6 +45,7 @@ def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
         cuts[cut.tensor].append(cut)
     for rescale in plan.rescales:
         _check_rows(model, rescale)
+    close_(model, plan.closings)
     for rescale in plan.rescales:
         _rescale_(model, rescale)
     touched: dict[nn.Module, str] = {}

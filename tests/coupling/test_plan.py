@@ -10,8 +10,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from hyperprune.coupling import STAYS, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor
-from hyperprune.plan import Rescale, Resize, Slice
+from hyperprune.coupling import STAYS, Branch, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor
+from hyperprune.plan import Closing, Rescale, Resize, Slice
 
 MAP = CouplingMap(
     groups=(Group("a", 0, 2, 1, ("a", "c"), ("b",), ("add",)), Group("b", 2, 3, 1, ("b",), (), ())),
@@ -26,6 +26,23 @@ MAP = CouplingMap(
     products=(Product("dot", ("q.weight", "q.bias"), (1, 2), (2, 3), (2, 3, STAYS, STAYS), True),),
     standardised=("x.weight",),
     unreached=("y.weight",),
+    branches=(Branch("last", (0,), ("first",), ("norm",), -1),),
+)
+
+
+CLOSABLE = CouplingMap(
+    groups=(Group("one", 0, 2, 1, ("one",), ("two",), ()), Group("stem", 2, 3, 1, ("stem",), ("head",), ())),
+    sites=(
+        Site("one.weight", 0, "writes", (0, 1)),
+        Site("one.bias", 0, "along", (0, 1)),
+        Site("two.weight", 1, "reads", (0, 1)),
+        Site("two.weight", 0, "writes", (2, 3, 4)),
+        Site("two.bias", 0, "along", (2, 3, 4)),
+    ),
+    frozen=(),
+    tensors=(Tensor("one.weight", (2, 3), 1), Tensor("two.weight", (3, 2), 1)),
+    sizes=(Size("chunk", "one", ((0,), (1,))),),
+    branches=(Branch("two", (0,), ("one",), (), -1),),
 )
 
 
@@ -47,6 +64,15 @@ def test_a_plan_slices_the_sites_that_lose_something() -> None:
     assert MAP.plan(mask(0)).slices == (Slice("block.a.weight", 0, 3, (1, 2)),)
     assert MAP.plan(mask(3, 4)).slices == (Slice("tokens", 1, 3, (0,)),)
     assert MAP.plan(mask()).slices == ()
+
+
+def test_a_plan_closes_a_branch_once_all_of_its_channels_are_gone() -> None:
+    assert CLOSABLE.plan(mask(0)).closings == ()
+    plan = CLOSABLE.plan(mask(0, 1, 3))
+    assert plan.closings == (Closing("one", "starts"), Closing("two", "ends", 2, -1))
+    assert plan.slices == (Slice("two.bias", 0, 3, (0, 2)),), "the other tensors go with their layers"
+    assert plan.resizes == ()
+    assert type(plan).from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_a_mask_may_be_given_in_numbers() -> None:
