@@ -39,8 +39,8 @@ lint: $(STAMP)  ## check style, format, types and the direction of imports
 	$(BIN)/lint-imports
 
 bench-rules: $(STAMP)  ## compare search rules and Torch-Pruning on ResNet-20 alone (needs ../shared/data; about 45 minutes)
-	$(BIN)/python benchmarks/rules.py
-	$(BIN)/python benchmarks/rules.py --table
+	$(BIN)/python -m benchmarks.rules
+	$(BIN)/python -m benchmarks.rules --table
 
 bench-search: $(STAMP)  ## prune four CIFAR-10 networks by every method (needs ../shared/data; resumable; days on a CPU)
 	$(BIN)/python -m benchmarks.search

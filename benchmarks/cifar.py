@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.device import layout
+
 ARCHIVE = "cifar10_jpeg.npz"
 HELD_OUT = 5_000  # the last training images: for every choice, never for training
 SHIFT = 4  # pixels by which a training image may move
@@ -63,9 +65,9 @@ class Cifar:
         return Cifar(*parts)
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Return bytes ``(N, 3, 32, 32)`` as floats of zero mean and unit deviation, channels last."""
+        """Return bytes ``(N, 3, 32, 32)`` as floats of zero mean and unit deviation, as they are to lie in memory."""
         scaled = (images.float() - self.mean) / self.deviation
-        return scaled.contiguous(memory_format=torch.channels_last)
+        return scaled.contiguous(memory_format=layout(scaled.device))
 
 
 def load_cifar(data: Path, cache: Path, train_images: int | None = None) -> Cifar:

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.device import autocast, layout, precision
 from benchmarks.schedule import rate
 from examples.common.images import (
     TEST_COLOUR,
@@ -56,6 +57,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "restoration.json"
 PAGE = ROOT / "docs" / "restoration.md"
 MARKS = ("<!-- restoration: begin -->", "<!-- restoration: end -->")
 MACS = 0.4
+CPU = torch.device("cpu")
 HELD_OUT = 20  # of Train400's images, the last ones
 
 TestSets = dict[str, list[Pair]]  # what the network gets and what it should make, floats (1, C, H, W)
@@ -104,9 +106,9 @@ class Task:
 
 
 TASKS = {
-    "dncnn": Task("dncnn", 25.0, 1, 32, 16, 3000, 400, 800, 1e-3, 5e-4),
-    "srresnet": Task("srresnet", None, 4, 12, 8, 3000, 400, 800, 1e-3, 5e-4),
-    "edsr": Task("edsr", None, 4, 12, 8, 3000, 400, 800, 5e-4, 2e-4),
+    "dncnn": Task("dncnn", 25.0, 1, 32, 16, 1000, 200, 2000, 1e-3, 1e-3),
+    "srresnet": Task("srresnet", None, 4, 12, 8, 1000, 200, 2000, 1e-3, 1e-3),
+    "edsr": Task("edsr", None, 4, 12, 8, 1000, 200, 2000, 5e-4, 5e-4),
 }
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"dncnn": DnCNN, "srresnet": SRResNet, "edsr": EDSR}
 
@@ -153,15 +155,15 @@ def course(task: Task, pairs: Sequence[Pair], steps: int, peak_lr: float, seed: 
     """Yield the learning rate and the patches of each of ``steps`` steps; the same ones for the same seed."""
     for step, (small, large) in enumerate(batches(pairs, task.patch, task.batch_size, steps, seed)):
         given = small if task.sigma is None else with_noise(small, task.sigma, seed * 10**6 + step)
-        yield peak_lr * rate(step / steps), given.contiguous(memory_format=torch.channels_last), large
+        yield peak_lr * rate(step / steps), given.contiguous(memory_format=layout(CPU)), large
 
 
 def train_step(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
-    """Take one optimiser step in bfloat16 autocast and return the loss."""
+    """Take one optimiser step, in bfloat16 where that is fast, and return the loss."""
     lr, given, wanted = batch
     for group in optimizer.param_groups:
         group["lr"] = lr
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(CPU):
         made = model(given)
     loss = task.loss(made.float(), wanted)
     optimizer.zero_grad()
@@ -183,7 +185,7 @@ def dense_network(task: Task, pairs: Sequence[Pair], cache: Path, seed: int) -> 
     numbers = (task.patch, task.batch_size, task.dense_steps, task.dense_lr, seed)
     path = cache / f"{task.name}-{'-'.join(map(str, numbers))}.safetensors"
     torch.manual_seed(seed)
-    model = NETWORKS[task.name]().to(memory_format=torch.channels_last)
+    model = NETWORKS[task.name]().to(memory_format=layout(CPU))
     if path.exists():
         model.load_state_dict(load_file(path), strict=True)
         return model
@@ -239,7 +241,7 @@ def run_row(
     """Make a network, train it for what is left of its course, look at the test sets; plain numbers."""
     started = time.process_time()
     feed = course(task, pairs, task.steps, task.lr, seed + 1)
-    model = ROWS[name](task, dense, feed, seed).to(memory_format=torch.channels_last)
+    model = ROWS[name](task, dense, feed, seed).to(memory_format=layout(CPU))
     train(task, model, feed)
     full, slim = (count_with_fvcore(m.eval(), task.example) for m in (dense, model))
     return {
@@ -256,7 +258,7 @@ def evaluate(task: Task, model: nn.Module, pairs: Sequence[Pair]) -> Quality:
     """Return the mean quality over whole images, in float32."""
     model.eval()
     border = task.scale if task.scale > 1 else 0
-    made = ((model(given.contiguous(memory_format=torch.channels_last)), wanted) for given, wanted in pairs)
+    made = ((model(given.contiguous(memory_format=layout(CPU))), wanted) for given, wanted in pairs)
     return Quality.mean([quality(image[0], wanted[0], border) for image, wanted in made])
 
 
@@ -296,9 +298,13 @@ def require_same(results: dict[str, Any], task: Task) -> None:
     Raises:
         SystemExit: they are not.
     """
-    known = results["tasks"].setdefault(task.name, {"settings": asdict(task)})
-    if known["settings"] != asdict(task):
-        raise SystemExit(f"the results hold rows of another {task.name} task; name another file with --results")
+    ours = {"settings": asdict(task), "precision": precision(CPU)}
+    known = results["tasks"].setdefault(task.name, ours)
+    if any(known.get(key) != value for key, value in ours.items()):
+        raise SystemExit(
+            f"the results hold rows of {task.name} under other settings, or in other numbers than {precision(CPU)}; "
+            "name another file with --results"
+        )
 
 
 def run_task(task: Task, options: argparse.Namespace, results: dict[str, Any], console: Console) -> None:
@@ -352,7 +358,8 @@ def page(results: dict[str, Any]) -> str:
 
 def section(results: dict[str, Any], name: str) -> list[str]:
     """Return title, settings and table of one task."""
-    task, before = Task(**results["tasks"][name]["settings"]), results["tasks"][name]["before"]
+    found = results["tasks"][name]
+    task, before = Task(**found["settings"]), found["before"]
     rows = [row for row in results["rows"] if row["task"] == name]
     seeds = sorted({row["seed"] for row in rows})
     head = ["row", "MACs", "params", *(f"{title} PSNR / SSIM" for title in before)]
@@ -363,7 +370,7 @@ def section(results: dict[str, Any], name: str) -> list[str]:
         "",
         f"Dense: {task.dense_steps:,} steps of Adam, peak {task.dense_lr:g}. Then every row: {task.steps} steps, peak "
         f"{task.lr:g} (a search takes {task.search_steps} of them). Warm-up and cosine, batches of {task.batch_size} "
-        f"patches of {task.patch} x {task.patch}, bfloat16 autocast. Seeds: {', '.join(map(str, seeds))}.",
+        f"patches of {task.patch} x {task.patch}, {found['precision']}. Seeds: {', '.join(map(str, seeds))}.",
         "",
         *(f"| {' | '.join(line)} |" for line in lines if line),
     ]

@@ -4,8 +4,8 @@ Every row starts from the same dense network and takes the same number of optimi
 under the same learning rates; a search takes its steps out of that number. Choices are made on held-out
 training images; the test images are looked at once per row, after its last step.
 
-    python benchmarks/rules.py --data ../shared/data            # run; finished rows are not run again
-    python benchmarks/rules.py --table                          # write docs/benchmarks.md from the results
+    python -m benchmarks.rules --data ../shared/data            # run; finished rows are not run again
+    python -m benchmarks.rules --table                          # write docs/benchmarks.md from the results
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from cifar import ARCHIVE, Cifar, accuracy, batches, load_cifar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from safetensors.torch import load_file, save
-from schedule import rate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.cifar import ARCHIVE, Cifar, accuracy, batches, load_cifar
+from benchmarks.device import layout
+from benchmarks.schedule import rate
 from hyperprune import Budget, Fisher, HyperpruneError, L1Proximal, PublishedL1, Search, hyperize, prune
 from hyperprune.cost import count_with_fvcore
 from hyperprune.demo.resnet import resnet20
@@ -154,7 +155,7 @@ def dense_network(settings: Settings, cifar: Cifar, cache: Path, bar: Bar) -> nn
     name = f"{settings.dense_steps}-{settings.train_images}-{settings.dense_peak_lr}-{settings.dense_seed}"
     path = cache / f"dense-{name}.safetensors"
     torch.manual_seed(settings.dense_seed)
-    model = resnet20().to(memory_format=torch.channels_last)
+    model = resnet20().to(memory_format=layout(torch.device("cpu")))
     if path.exists():
         model.load_state_dict(load_file(path))
         return model

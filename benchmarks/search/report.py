@@ -181,8 +181,9 @@ and every row trains equally long on the same batches.
 * **Networks**: {", ".join(list(NETWORKS)[:4])}; the ResNets with convolutions in their shortcuts (option B),
   MobileNetV2 with fewer strides. Each seed trains its own dense network; all its rows start from that.
 * **Steps**: SGD, momentum {MOMENTUM:g}, weight decay {WEIGHT_DECAY:g}, warm-up and cosine to zero, mirrored and
-  shifted images, bfloat16 autocast. A search, or sparse training, takes its steps out of those that every row has;
-  the rest go to the slim network. What is cut at once takes all of them afterwards. So does the dense network.
+  shifted images; in bfloat16 autocast where the processor has it, else in float32 ("Run on" says which). A search,
+  or sparse training, takes its steps out of those that every row has; the rest go to the slim network. What is cut
+  at once takes all of them afterwards. So does the dense network.
 * **Torch-Pruning** works to a ratio of channels. That is bisected, and the last channels go group by group, until
   the MACs lie within 1 % below the target. Of global and uniform ratios (and two strengths of sparse training) the
   one that is better on the held-out images under the first seed counts; the tables name it. Our methods have no

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.device import precision_here
 from benchmarks.search.files import locked
 from benchmarks.search.rows import Key
 from benchmarks.search.settings import CHOOSING_SEED, PRESETS, Course
@@ -69,5 +70,5 @@ class Results:
 
 
 def settings_of(courses: dict[str, Course]) -> dict[str, Any]:
-    """Return a preset's courses as plain numbers."""
-    return {name: asdict(course) for name, course in courses.items()}
+    """Return a preset's courses, and what this machine computes them in, as plain numbers and words."""
+    return {"precision": precision_here(), **{name: asdict(course) for name, course in courses.items()}}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.device import layout, precision
 from benchmarks.search.methods import DENSE, METHODS
 from benchmarks.search.ours import Maker
 from benchmarks.search.settings import CHOOSING_SEED
@@ -82,7 +83,7 @@ def attempt(run: Run, maker: Maker) -> tuple[nn.Module, dict[str, Any]]:
     """Prune and train once; return the model and what the held-out images say."""
     seconds = clock(run.example.device)
     feed, started = run.feed(), seconds()
-    model = maker(run, feed).to(memory_format=torch.channels_last)
+    model = maker(run, feed).to(memory_format=layout(run.example.device))
     pruned, steps_before = seconds() - started, feed.taken
     numbers = {"held_out_cut": accuracy_of(model, run.cifar, run.cifar.held_out)}
     recalibrate_(model, (images for images, _ in feed.first(RECALIBRATION_BATCHES)))
@@ -128,7 +129,7 @@ def machine(device: torch.device) -> str:
     name = f"{torch.get_num_threads()} CPU thread(s)"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    return f"{platform.system()} {platform.machine()}, {name}, torch {torch.__version__}"
+    return f"{platform.system()} {platform.machine()}, {name}, {precision(device)}, torch {torch.__version__}"
 
 
 def needs_choice(key: Key) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.cifar import Cifar, Split, accuracy, batches
+from benchmarks.device import autocast, layout
 from benchmarks.schedule import rate
 from benchmarks.search.files import locked
 from benchmarks.search.settings import MOMENTUM, NETWORKS, WEIGHT_DECAY, Course
@@ -55,11 +56,6 @@ class Feed:
             yield self.peak_lr * rate(step / self.steps), images, labels
 
 
-def mixed(device: torch.device) -> torch.autocast:
-    """Return a context of bfloat16 autocast."""
-    return torch.autocast(device.type, torch.bfloat16)
-
-
 def optimizer_of(parameters: Iterable[Tensor] | Iterable[dict]) -> torch.optim.SGD:
     """Return the optimiser of all trainings; every step brings its own learning rate."""
     return torch.optim.SGD(parameters, lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
@@ -83,8 +79,8 @@ def train_step(
 
 
 def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy, from a forward pass in mixed precision."""
-    with mixed(images.device):
+    """Return the mean cross-entropy, from a forward pass in bfloat16 where that is fast."""
+    with autocast(images.device):
         logits = model(images)
     return F.cross_entropy(logits.float(), labels)
 
@@ -98,8 +94,8 @@ def train(model: nn.Module, feed: Iterable[Batch]) -> None:
 
 
 def accuracy_of(model: nn.Module, cifar: Cifar, split: Split) -> float:
-    """Return the share of ``split`` that ``model`` classifies correctly, in mixed precision as it was trained."""
-    with mixed(cifar.mean.device):
+    """Return the share of ``split`` that ``model`` classifies correctly, in the numbers it was trained in."""
+    with autocast(cifar.mean.device):
         return accuracy(model, cifar, split)
 
 
@@ -111,7 +107,7 @@ def dense_network(network: str, course: Course, seed: int, cifar: Cifar, cache: 
     numbers = (course.dense_steps, course.batch_size, course.dense_lr, len(cifar.train), seed)
     path = cache / f"{network}-{'-'.join(map(str, numbers))}" / "dense.safetensors"
     torch.manual_seed(seed)
-    model = NETWORKS[network]().to(cifar.mean.device, memory_format=torch.channels_last)
+    model = NETWORKS[network]().to(cifar.mean.device, memory_format=layout(cifar.mean.device))
     with locked(path.parent):
         if path.exists():
             model.load_state_dict(load_file(path, device=str(cifar.mean.device)))
