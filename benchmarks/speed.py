@@ -13,6 +13,7 @@ import argparse
 import gc
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -173,6 +174,7 @@ def run(name: str) -> dict[str, object] | None:
     return {
         **json.loads(done.stdout.splitlines()[-1]),
         "threads": torch.get_num_threads(),
+        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "load_before": round(load, 1),
     }
 

@@ -107,8 +107,10 @@ def _growth(rows: Mapping[str, Row]) -> str:
 def _machine(results: Mapping[str, Any]) -> str:
     loads = [row["load_before"] for row in results["rows"].values()]
     threads = sorted({row["threads"] for row in results["rows"].values()})
+    processors = sorted({row.get("processor", "not noted") for row in results["rows"].values()})
     device = results["about"]["gpu"] or "CPU"
     return (
-        f"{device}, {'/'.join(map(str, threads))} thread(s) of {results['about']['cores']} cores, "
+        f"{device} ({'; '.join(processors)}), {'/'.join(map(str, threads))} thread(s) of "
+        f"{results['about']['cores']} cores, "
         f"torch {results['about']['torch']}. Load average before the cases: {min(loads)} to {max(loads)}."
     )

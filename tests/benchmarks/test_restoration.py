@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks import restoration
+from benchmarks import restoration, schedule
+from benchmarks.device import precision
 from benchmarks.restoration import ROWS, TASKS, course, read, run_task, write_page
 from examples.networks import DnCNN
+
+pytest.importorskip("skimage", reason="scikit-image is not installed")
 
 TINY = replace(TASKS["dncnn"], patch=8, batch_size=2, dense_steps=2, search_steps=3, converge_steps=1)
 
@@ -39,6 +43,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
         options = argparse.Namespace(
             data=folder, cache=folder / "nets", results=folder / "rows.json", rows=list(ROWS), seeds=[0]
         )
+        run_task(TINY, options, read(options.results), Console(quiet=True))
+        patch.setattr(restoration, "attempt", lambda *_: pytest.fail("a finished row was run again"))
         run_task(TINY, options, read(options.results), Console(quiet=True))
     return read(folder / "rows.json"), folder
 
@@ -95,3 +101,28 @@ def test_nothing_trains_on_the_held_out_images(monkeypatch: pytest.MonkeyPatch, 
     held_out = list(known.values())[-restoration.HELD_OUT :]
     assert len(trained) == len(known) - len(held_out)
     assert not trained & {image.numpy().tobytes() for image in held_out}
+
+
+def test_the_rate_rises_and_falls_to_zero() -> None:
+    assert schedule.rate(0) == 0
+    assert schedule.rate(schedule.WARM_UP) == pytest.approx(1)
+    assert schedule.rate(1) == pytest.approx(0)
+
+
+def test_the_page_shows_means_and_failures_and_keeps_what_stands_around_it(tmp_path: Path) -> None:
+    def result(row: str, seed: int, **more: Any) -> dict[str, Any]:
+        return {"task": "dncnn", "row": row, "seed": seed, "macs_fraction": 0.4, "params_fraction": 0.4, **more}
+
+    quality = [{"Set12": {"psnr": psnr, "ssim": 0.9}} for psnr in (30.0, 31.0)]
+    rows = [result("dense, trained as long", seed, quality=found) for seed, found in enumerate(quality)]
+    rows.append({"task": "dncnn", "row": "Torch-Pruning, group magnitude", "seed": 0, "failed": "IndexError"})
+    task = {"settings": asdict(TINY), "precision": precision(restoration.CPU), "before": quality[0]}
+    path = tmp_path / "page.md"
+    path.write_text(f"# Title\n\n{restoration.MARKS[0]}\nold\n{restoration.MARKS[1]}\n\nafter\n")
+    write_page({"tasks": {"dncnn": task}, "rows": rows}, path)
+    text = path.read_text()
+    assert "30.50 / 0.9000 (± 0.71 dB)" in text
+    assert "fails: IndexError" in text
+    assert "old" not in text
+    assert text.startswith("# Title")
+    assert text.endswith("after\n")
