@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from benchmarks.speed_report import between
 from benchmarks.speed_steps import DEVICE, Contender, dense, dhp, hyperized, peak
 from examples.networks import resnet56
 from hyperprune import hyperize
@@ -155,8 +156,7 @@ def weights_of(contender: Contender) -> Callable[[], None]:
 
 def page(text: str, results: Mapping[str, Any]) -> str:
     """Return a page with a new section between its marks."""
-    before, rest = text.split(MARKS[0])
-    return f"{before}{MARKS[0]}\n\n{section(results)}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+    return between(text, MARKS, section(results))
 
 
 def section(results: Mapping[str, Any]) -> str:

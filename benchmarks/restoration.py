@@ -118,8 +118,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {"dncnn": DnCNN, "srresnet": SRRe
 
 def training_pairs(task: Task, data: Path) -> list[Pair]:
     """Return aligned bytes of what the network gets (before noise) and what it should make."""
-    images = zipped(data / "Train400.zip", task.channels)
-    grey = pairs_of_scales(dict(list(images.items())[:-HELD_OUT]), task.scale)
+    grey = pairs_of_scales(dict(_train400(data, task.channels)[:-HELD_OUT]), task.scale)
     if task.scale == 1:
         return list(grey.values())
     return in_equal_parts(pairs_of_scales(shipped(TRAIN_COLOUR, task.channels), task.scale), grey)
@@ -132,9 +131,13 @@ def test_sets(task: Task, data: Path) -> TestSets:
         return {
             name: _reduced(images, task.scale) for name, images in {"held out": shipped(TEST_COLOUR, 3), **sets}.items()
         }
-    held_out = dict(list(zipped(data / "Train400.zip", 1).items())[-HELD_OUT:])
+    held_out = dict(_train400(data, 1)[-HELD_OUT:])
     sets = {name: zipped(data / f"{name}.zip", 1) for name in ("Set12", "BSD68")}
     return {name: _noisy(images, task.sigma) for name, images in {"held out": held_out, **sets}.items()}
+
+
+def _train400(data: Path, channels: int) -> list[tuple[str, Tensor]]:
+    return list(zipped(data / "Train400.zip", channels).items())
 
 
 def _noisy(images: dict[str, Tensor], sigma: float) -> list[Pair]:

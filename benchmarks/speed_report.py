@@ -11,9 +11,13 @@ MARKS = ("<!-- speed: begin -->", "<!-- speed: end -->")
 
 def page(text: str, results: Mapping[str, Any]) -> str:
     """Return a page with new tables between its marks."""
-    before, rest = text.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    return f"{before}{MARKS[0]}\n\n{tables(results)}\n\n{MARKS[1]}{after}"
+    return between(text, MARKS, tables(results))
+
+
+def between(text: str, marks: tuple[str, str], content: str) -> str:
+    """Return a page with ``content`` in place of what stood between two marks."""
+    before, rest = text.split(marks[0])
+    return f"{before}{marks[0]}\n\n{content}\n\n{marks[1]}{rest.split(marks[1])[1]}"
 
 
 def tables(results: Mapping[str, Any]) -> str:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from hyperprune.budget import Budget, Ladder, Solver
+from hyperprune.budget import Budget, Solver
 from hyperprune.criteria import criterion as find_criterion
 from hyperprune.errors import ModelError, ProofError
-from hyperprune.hyper import HyperModel, closable_branches, hyperize, prove, slim_copy
+from hyperprune.hyper import HyperModel, allowed_widths, hyperize, prove, slim_copy
 from hyperprune.metering import priced, settled
 from hyperprune.verify import Proof, full_precision
 
@@ -107,8 +107,7 @@ def prune(model: nn.Module, example_inputs: Any, budget: Budget, *, criterion: s
     """
     score = find_criterion(criterion)
     hyper = hyperize(model, example_inputs)
-    ladder = Ladder.of(hyper.coupling.groups, budget, closable_branches(hyper) if budget.depth else ())
-    cost = priced(hyper, budget)
+    ladder, cost = allowed_widths(hyper, budget), priced(hyper, budget)
     solver = Solver(cost, ladder)
     scores = score(hyper.model, hyper.coupling, cost)
     keep = settled(cost, budget.limits(cost.total(cost.full)), lambda limits: solver.solve(scores, limits))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from hyperprune.budget import Budget, Ladder
 from hyperprune.cost import CostModel
 from hyperprune.coupling import Branch, CouplingMap, build, find_branches
 from hyperprune.errors import InputsError, ModelError, NothingPrunableError
@@ -212,6 +213,15 @@ def plain_copy(hyper: HyperModel) -> nn.Module:
         plain = copy.deepcopy(hyper.model)
         detach_norms(plain)
     return plain
+
+
+def allowed_widths(hyper: HyperModel, budget: Budget) -> Ladder:
+    """Return the widths that a budget allows; branches are tried first, if it asks for depth.
+
+    Raises:
+        BudgetError: a pattern matches no group, or a floor lies above a ceiling.
+    """
+    return Ladder.of(hyper.coupling.groups, budget, closable_branches(hyper) if budget.depth else ())
 
 
 def closable_branches(hyper: HyperModel) -> tuple[Branch, ...]:

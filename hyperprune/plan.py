@@ -116,7 +116,7 @@ class WidthPlan:
             tuple(Slice(t, axis, size, tuple(kept)) for t, axis, size, kept in data["slices"]),
             tuple(Resize(module, _sizes(old), _sizes(new)) for module, old, new in data["resizes"]),
             tuple(Rescale(tensor, tuple(rows), factor) for tensor, rows, factor in data["rescales"]),
-            tuple(Closing(*closing) for closing in data.get("closings", ())),
+            tuple(Closing(*closing) for closing in data["closings"]),
         )
 
 

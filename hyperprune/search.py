@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from hyperprune.budget import Budget, Ladder, Solver
+from hyperprune.budget import Budget, Solver
 from hyperprune.cost import Cost
 from hyperprune.errors import SearchError
-from hyperprune.hyper import HyperModel, closable_branches
+from hyperprune.hyper import HyperModel, allowed_widths
 from hyperprune.latents import LatentBank
 from hyperprune.metering import priced, settled
 from hyperprune.optimizers import before_each_use, options_of, unwrapped
@@ -120,7 +120,7 @@ class Search:
         self._groups = hyper.coupling.groups
         self._of_unit = hyper.coupling.of_unit()
         self._budget = budget
-        self._ladder = Ladder.of(hyper.coupling.groups, budget, closable_branches(hyper) if budget.depth else ())
+        self._ladder = allowed_widths(hyper, budget)
         self._cost = priced(hyper, budget)
         self._dense = self._cost.total(self._cost.full)
         self._limits = budget.limits(self._dense)

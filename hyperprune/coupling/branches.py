@@ -129,15 +129,15 @@ class _Graph:
 
     def joined(self, tensor: str) -> _Join | None:
         """Return where the output of this weight's only call is added, nothing but layers of its own in between."""
-        call, axis = self._call(tensor), 0
-        if call is None or not (axis := self._axis(call)):
+        call = self._call(tensor)
+        if call is None:
             return None
         node = call
         while len(node.users) == 1:
             (user,) = node.users
             others = [other for other in user.all_input_nodes if other is not node and other in self._running]
             if _is_add(user) and len(others) == 1 and _shape(others[0]) == _shape(node):
-                return _Join(call, axis)
+                return _Join(call, self._axis(call))
             if others or _shape(user) != _shape(node):
                 return None
             node = user

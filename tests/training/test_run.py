@@ -18,6 +18,7 @@ from hyperprune.training import Machine, Screen, TrainingSettings, run_prune, su
 from hyperprune.training.learner import Learner
 from hyperprune.training.settings import rate_at
 from tests.training import factories
+from tests.training.test_settings import LATER
 
 STEPS = 5  # of 256 images in an epoch
 DENSE_END = 4  # the dense network's last step
@@ -26,7 +27,6 @@ SMALL = {
     "model": f"{HERE}:digits", "data": "sklearn/digits", "macs": 0.5,
     "epochs": 2, "epochs_dense": 1, "batch_size": 256, "input_size": (3, 8, 8),
 }  # fmt: skip
-LATER = ("activation_bytes", "latency", "latency_ms", "floor", "floors", "ceilings")  # not in the first settings
 FILES = {"dense.safetensors", "searched.safetensors", "slim.safetensors", "settings.json", "report.json"}
 
 
@@ -133,7 +133,7 @@ def test_a_run_that_was_killed_goes_on_from_the_last_state(
 def test_a_run_of_an_older_version_goes_on(
     whole: tuple[Path, dict[str, Any], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its settings know nothing of activations, latency, floors and ceilings."""
+    """Its settings know nothing of activations, latency, floors, ceilings and depth."""
     with monkeypatch.context() as patch:
         stop_at(patch, 7)
         with pytest.raises(KeyboardInterrupt):

@@ -13,7 +13,8 @@ from hyperprune import Budget, HyperpruneError
 from hyperprune.training import TrainingSettings
 from hyperprune.training.settings import FILE
 
-LATER = ("activation_bytes", "latency", "latency_ms", "floor", "floors", "ceilings")  # not in the first settings
+# not in the first settings
+LATER = ("activation_bytes", "latency", "latency_ms", "floor", "floors", "ceilings", "depth")
 BUDGETS: list[dict[str, Any]] = [
     {"macs": 0.5},
     {"macs": 500, "params": 1.0, "divisor": 8},
