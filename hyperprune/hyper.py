@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -17,14 +17,14 @@ from hyperprune.cost import CostModel
 from hyperprune.coupling import Branch, CouplingMap, build, find_branches
 from hyperprune.errors import InputsError, ModelError, NothingPrunableError
 from hyperprune.generators import Generator, Lean, attach
-from hyperprune.labels import Attention, flow
+from hyperprune.labels import Attention, flow, norms_in_groups
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
 from hyperprune.rehearsal import Choices, after_fault, rehearse
 from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
-from hyperprune.trace import ExampleInputs, trace
+from hyperprune.trace import ExampleInputs, Trace, trace
 from hyperprune.verify import Proof, compare, run_eval
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -178,17 +178,32 @@ def hyperize(
     traces = trace(base, inputs)
     unreached = {name for name, _ in base.named_parameters()} - set().union(*(t.used() for t in traces))
     kept = _kept(model, keep, only)
-    choices = Choices()
+
+    def couple(choices: Choices) -> CouplingMap:
+        ledger = flow(traces, choices.readings, attention)
+        return build(ledger, base, unreached, choices.closed, kept, choices.heirs)
+
+    choices = _first_choices(traces, couple)
     while True:
-        coupling = build(
-            flow(traces, choices.readings, attention), base, unreached, choices.closed, kept, choices.heirs
-        )
+        coupling = couple(choices)
         _require_something(coupling, base)
         outcome = rehearse(base, coupling, inputs)
         if isinstance(outcome, Proof):
             found = replace(coupling, branches=find_branches(traces[0], coupling))
             return _assemble(base, found, Lean() if generator is None else generator, inputs)
         choices = after_fault(choices, coupling, base, outcome)
+
+
+def _first_choices(traces: tuple[Trace, ...], couple: Callable[[Choices], CouplingMap]) -> Choices:
+    """Return the likeliest readings; of group norms, those that leave more units.
+
+    They are all read alike: a stream of which one norm wants whole groups, and another the same channels of every
+    group, would have to stay whole.
+    """
+    norms = norms_in_groups(trace.graph for trace in traces)
+    if not norms:
+        return Choices()
+    return max(Choices(), Choices().next(norms), key=lambda choices: couple(choices).units)
 
 
 def _kept(model: nn.Module, keep: Iterable[Pattern], only: Iterable[Pattern]) -> frozenset[str]:

@@ -132,7 +132,7 @@ def attach_norms(model: nn.Module, bank: LatentBank, coupling: CouplingMap) -> n
     hooks = nn.ModuleList()
     for norm in coupling.norms:
         statistics = LivingNorm(bank, norm)
-        _attach(model.get_submodule(norm.module), "weight", NormWeight(statistics), statistics)
+        _attach(model.get_submodule(norm.module), norm.weight.rpartition(".")[2], NormWeight(statistics), statistics)
         hooks.append(statistics)
     for site in coupling.sites:
         if site.tensor in coupling.standardised and site.role == "reads":

@@ -6,6 +6,7 @@ from torch import nn
 
 from hyperprune import export_pruned, hyperize
 from hyperprune.export import export_with_proof
+from tests.models import Net
 
 
 class Residual(nn.Module):
@@ -39,7 +40,39 @@ class OwnLayerNorm2d(nn.LayerNorm):
         return x.permute(0, 3, 1, 2)
 
 
+class Gammas(nn.Module):
+    """A layer norm whose parameters have other names, and whose size is an attribute."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width, self.gamma, self.beta = (width,), nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, self.width, self.gamma, self.beta)
+
+
+class WrittenOut(Gammas):
+    """The layer norm over an image's channels as ConvNeXt's authors write it."""
+
+    def forward(self, x):
+        mean = x.mean(1, keepdim=True)
+        variance = (x - mean).pow(2).mean(1, keepdim=True)
+        return self.gamma[:, None, None] * ((x - mean) / torch.sqrt(variance + 1e-6)) + self.beta[:, None, None]
+
+
+class Llama(Gammas):
+    """The RMS norm of language models: in float32, whatever the type of its input."""
+
+    def forward(self, x):
+        y = x.to(torch.float32)
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return self.gamma * y.to(x.dtype)
+
+
 NETWORKS = {
+    "layer norm with names of its own": lambda: ChannelsLast(Gammas(12)),
+    "layer norm written out": lambda: Residual(WrittenOut(12)),
+    "rms norm written out": lambda: ChannelsLast(Llama(12)),
     "layer norm": lambda: ChannelsLast(nn.LayerNorm(12)),
     "layer norm with its own permutation": lambda: Residual(OwnLayerNorm2d(12)),
     "rms norm": lambda: ChannelsLast(nn.RMSNorm(12)),
@@ -53,7 +86,7 @@ def trained(name: str) -> nn.Module:
     torch.manual_seed(0)
     model = NETWORKS[name]()
     with torch.no_grad():
-        for parameter in model.norm.parameters():
+        for parameter in model.norm.parameters():  # as they start, some are ones and some zeros
             parameter.add_(torch.randn_like(parameter) * 0.3)
     return model
 
@@ -87,7 +120,8 @@ class TestNormsOverChannels:
         slim = export_pruned(hyperize(model, x))
         assert type(slim.norm) is type(model.norm)
         assert not slim.norm._forward_pre_hooks
-        assert torch.equal(slim.norm.weight, model.norm.weight)
+        for made, given in zip(slim.norm.parameters(), model.norm.parameters(), strict=True):
+            assert torch.equal(made, given)
 
 
 def test_the_users_own_hooks_stay_on_the_norm():
@@ -127,3 +161,71 @@ def test_a_norm_whose_input_is_passed_by_name_counts_the_living_too():
     assert not slim.norm._forward_pre_hooks
     assert not slim.norm._forward_pre_hooks_with_kwargs
     assert proof.relative_error < 1e-6
+
+
+class SixGroups(nn.Module):
+    """A group norm with a number of groups that is an attribute."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.parts = 6
+        self.scale, self.shift = nn.Parameter(torch.rand(width) + 0.5), nn.Parameter(torch.randn(width))
+
+    def forward(self, x):
+        return nn.functional.group_norm(x, self.parts, self.scale, self.shift)
+
+
+class AlwaysSixGroups(SixGroups):
+    """A group norm with a number of groups that is written into forward()."""
+
+    def forward(self, x):
+        return nn.functional.group_norm(x, 6, self.scale, self.shift)
+
+
+def half_removed(model):
+    """Hyperize, remove every second unit of every group, export; the searched network, the slim one and the proof."""
+    hyper = hyperize(model, torch.randn(1, 3, 5, 5))
+    hyper.bank.remove_(torch.cat([torch.arange(group.size) % 2 for group in hyper.coupling.groups]) == 1)
+    return hyper, *export_with_proof(hyper)
+
+
+class TestNormsOfGroups:
+    """Whole groups of a group norm go where that leaves more units than the same channels of every group would."""
+
+    @pytest.mark.parametrize(("groups", "units", "left"), [(6, 6, 3), (4, 4, 2), (12, 12, 6)])
+    @pytest.mark.parametrize("affine", [True, False])
+    def test_whole_groups_go_and_the_others_compute_what_they_did(self, groups, units, left, affine):
+        hyper, slim, proof = half_removed(Residual(nn.GroupNorm(groups, 12, affine=affine)))
+        assert hyper.coupling.group("embed").size == units
+        assert hyper.coupling.norms == ()
+        assert (slim.norm.num_groups, slim.norm.num_channels) == (left, 12 * left // groups)
+        assert proof.relative_error < 1e-6
+
+    @pytest.mark.parametrize(("groups", "units", "left"), [(3, 4, 6), (2, 6, 6)])
+    def test_few_large_groups_lose_the_same_channels_each(self, groups, units, left):
+        hyper, slim, proof = half_removed(Residual(nn.GroupNorm(groups, 12)))
+        assert hyper.coupling.group("embed").size == units
+        assert [norm.module for norm in hyper.coupling.norms] == ["norm"]
+        assert (slim.norm.num_groups, slim.norm.num_channels) == (groups, left)
+        assert proof.relative_error < 1e-6
+
+    def test_a_number_of_groups_that_is_an_attribute_follows(self):
+        hyper, slim, proof = half_removed(Residual(SixGroups(12)))
+        assert hyper.coupling.group("embed").size == 6
+        assert (slim.norm.parts, len(slim.norm.scale)) == (3, 6)
+        assert proof.relative_error < 1e-6
+
+    def test_a_number_of_groups_written_into_forward_stays_and_each_group_gets_thinner(self):
+        hyper, slim, proof = half_removed(Residual(AlwaysSixGroups(12)))
+        assert hyper.coupling.group("embed").size == 2
+        assert len(slim.norm.scale) == 6
+        assert proof.relative_error < 1e-6
+
+    def test_all_norms_of_a_network_are_read_alike(self):
+        """Read one by one, the norm behind the concatenation would tie all channels of both branches."""
+        model = nn.ModuleDict({"a": nn.Conv2d(3, 16, 1), "b": nn.Conv2d(3, 16, 1), "out": nn.Conv2d(32, 2, 1)})
+        model["one"], model["both"] = nn.GroupNorm(4, 16), nn.GroupNorm(4, 32)
+        whole = Net(dict(model.items()), lambda net, x: net.out(net.both(torch.cat([net.one(net.a(x)), net.b(x)], 1))))
+        hyper = hyperize(whole, torch.randn(1, 3, 5, 5))
+        assert [group.size for group in hyper.coupling.groups] == [2, 2]
+        assert hyper.coupling.norms == ()

@@ -372,7 +372,8 @@ def _norms(ledger: Ledger, units: np.ndarray) -> tuple[Norm, ...]:
     for call in ledger.norms:
         here = units[call.labels.numpy()]
         if (here != STAYS).any():
-            found[Norm(call.module, tuple(here.tolist()), call.axis, call.groups, call.centred, call.spatial)] = None
+            layout = (call.axis, call.groups, call.centred, call.spatial)
+            found[Norm(call.module, call.weight, tuple(here.tolist()), *layout)] = None
     return tuple(found)
 
 

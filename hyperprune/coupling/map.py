@@ -151,6 +151,7 @@ class Norm:
 
     Attributes:
         module: path of the norm layer.
+        weight: name of its scale, one number per channel.
         units: for each channel its unit, ``STAYS`` (-1) where it stays.
         axis: where the channels lie in the layer's input.
         groups: in how many groups the norm takes its statistics.
@@ -159,6 +160,7 @@ class Norm:
     """
 
     module: str
+    weight: str
     units: tuple[int, ...]
     axis: int
     groups: int

@@ -6,6 +6,7 @@
 from hyperprune.labels.call import Call
 from hyperprune.labels.flow import flow, operator_name
 from hyperprune.labels.ledger import Attention, Ledger, SizedCall, TensorRef
+from hyperprune.labels.lookahead import norms_in_groups
 from hyperprune.labels.registry import registered, rule, unregister
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "SizedCall",
     "TensorRef",
     "flow",
+    "norms_in_groups",
     "operator_name",
     "registered",
     "rule",

@@ -85,6 +85,7 @@ class NormCall:
 
     Attributes:
         module: path of the norm layer.
+        weight: name of the layer's scale, one number per channel.
         labels: the channels it reads, shape ``[channels]``.
         axis: where they lie in the layer's input.
         groups: in how many groups the norm takes its statistics.
@@ -93,6 +94,7 @@ class NormCall:
     """
 
     module: str
+    weight: str
     labels: Tensor
     axis: int
     groups: int = 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch.fx
 
 ATTENTION = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum")
@@ -14,6 +16,7 @@ PASSED = {
 FARTHEST = 40
 EACH_BY_ITSELF = ("batch_norm", "relu", "relu6", "silu", "gelu", "hardswish", "hardtanh", "dropout", "leaky_relu")
 VIEWS = ("view", "reshape", "unflatten")
+NORM_READINGS = ("whole groups", "inner channels")
 
 
 def leads_to_attention(node: torch.fx.Node) -> bool:
@@ -52,3 +55,9 @@ def _is_in_rows(image: torch.fx.Node, view: torch.fx.Node) -> bool:
 def plain_name(node: torch.fx.Node) -> str:
     """Return the name of a call without overload and without the mark of an in-place operation."""
     return str(getattr(node.target, "__name__", node.target)).split(".")[0].rstrip("_")
+
+
+def norms_in_groups(graphs: Iterable[torch.fx.Graph]) -> tuple[str, ...]:
+    """Return the calls that normalise several groups of channels: ``NORM_READINGS`` says how they may be read."""
+    nodes = (node for graph in graphs for node in graph.nodes if plain_name(node) == "group_norm")
+    return tuple(dict.fromkeys(node.name for node in nodes if node.args[1] > 1))

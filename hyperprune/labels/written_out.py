@@ -1,31 +1,107 @@
-"""Norms whose arithmetic a layer writes out in its forward(): x * rsqrt(mean(x * x) + eps) * weight."""
+"""Norms whose arithmetic a layer writes out in its forward().
+
+An RMS norm is ``x * rsqrt(mean(x * x) + eps) * weight``; a layer norm takes the mean off first. Such a layer may be
+shown other numbers at its input, as torch's own may, if it does nothing else with that input.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch.fx
 
 from hyperprune.labels.lookahead import plain_name
 from hyperprune.trace import owner
 
-VIEWS = ("view", "reshape")
+CASTS = ("to", "_to_copy", "type_as", "alias")
+CHECK = "_assert_tensor_metadata"  # torch.export puts one before every cast
+LAID_OUT = (*CASTS, "view", "reshape", "unsqueeze", "slice")
 
 
-def written_rms_norm(mean: torch.fx.Node) -> torch.fx.Node | None:
-    """Return what enters an RMS norm, given its mean of squares; None unless the layer is nothing but that norm.
+@dataclass(frozen=True)
+class WrittenNorm:
+    """A norm that a layer writes out.
 
-    The layer's own ``weight`` must scale the result, and what enters the layer must be used for the norm alone.
+    Attributes:
+        weight: the placeholder of what scales the result.
+        centred: whether a mean is taken off first.
     """
-    squares = mean.args[0]
-    if not isinstance(squares, torch.fx.Node) or plain_name(mean) != "mean" or not _are_squares(squares):
+
+    weight: torch.fx.Node
+    centred: bool
+
+
+def written_norm(reduction: torch.fx.Node) -> WrittenNorm | None:
+    """Return the norm that a mean or a variance is part of; None unless its layer is nothing but that norm."""
+    x = _uncast(reduction.args[0])
+    if plain_name(reduction) == "var" or not _are_squares(x):
+        return _layer_norm(x, _mean_of(x))
+    base = _uncast(x.args[0])
+    if plain_name(base) == "sub":
+        return _layer_norm(_uncast(base.args[0]), base.args[1])
+    return _rms_norm(base, x, reduction)
+
+
+def _rms_norm(x: torch.fx.Node, squares: torch.fx.Node, mean: torch.fx.Node) -> WrittenNorm | None:
+    scaled, inverse = _divided_by_root(mean)
+    if scaled is None or not inverse or not _is_all_that_happens(x, mean, {squares, scaled}):
         return None
-    x, layer = squares.args[0], owner(mean)
-    scaled = _only_user(_only_user(_only_user(mean, "add"), "rsqrt"), "mul")
-    weighted = _only_user(scaled, "mul")
-    if not isinstance(x, torch.fx.Node) or weighted is None or owner(x) == layer or scaled is None:
+    return _weighted(scaled, centred=False)
+
+
+def _layer_norm(x: torch.fx.Node, mean: object) -> WrittenNorm | None:
+    """Match ``(x - mean) / sqrt(variance + eps)``, the variance by a call of its own or by the mean of squares."""
+    if not isinstance(mean, torch.fx.Node) or plain_name(mean) != "mean" or _uncast(mean.args[0]) is not x:
         return None
-    inside = {user for user in x.users if owner(user) == layer}
-    whole = inside == {squares, scaled} and x in scaled.args
-    return x if whole and any(_is_weight(arg, layer) for arg in weighted.args) else None
+    off = [user for user in mean.users if plain_name(user) == "sub" and _are(user.args[:2], x, mean)]
+    onward = [user for node in off for user in _users(node)]
+    squares = [node for node in onward if _are_squares(node)]
+    variances = [node for node in _users(x) if _is_variance(node)] if not squares else _users(squares[0])
+    if len(off) != len(mean.users) or len(variances) != 1 or not _are_alike(mean, variances[0]):
+        return None
+    scaled, inverse = _divided_by_root(variances[0])
+    if scaled is None or plain_name(scaled) != ("mul" if inverse else "div"):
+        return None
+    if set(onward) != {*squares, scaled} or len(squares) > 1 or (not inverse and _uncast(scaled.args[0]) not in off):
+        return None
+    inside = {mean, *off, *([] if squares else variances)}
+    return _weighted(scaled, centred=True) if _is_all_that_happens(x, mean, inside) else None
+
+
+def _divided_by_root(variance: torch.fx.Node) -> tuple[torch.fx.Node | None, bool]:
+    """Return what is divided by the root of a variance, and whether by a product with its inverse."""
+    root = _only_user(_only_user(variance, "add"), "rsqrt", "sqrt")
+    return _only_user(root, "mul", "div"), root is not None and plain_name(root) == "rsqrt"
+
+
+def _weighted(scaled: torch.fx.Node, centred: bool) -> WrittenNorm | None:
+    """Return the norm, if a parameter scales its result."""
+    product = _only_user(scaled, "mul")
+    sources = [] if product is None else [_source(arg) for arg in product.args]
+    weights = [source for source in sources if source is not None and source.op == "placeholder"]
+    return WrittenNorm(weights[0], centred) if len(weights) == 1 else None
+
+
+def _is_all_that_happens(x: torch.fx.Node, call: torch.fx.Node, expected: set[torch.fx.Node]) -> bool:
+    """Say whether ``x`` comes from outside the layer that makes this call, which uses it in these ways alone."""
+    layer = owner(call)
+    return owner(x) != layer and {user for user in _users(x) if owner(user) == layer} == expected
+
+
+def _are(args: tuple[object, ...], x: torch.fx.Node, mean: torch.fx.Node) -> bool:
+    return len(args) == 2 and isinstance(args[0], torch.fx.Node) and _uncast(args[0]) is x and args[1] is mean
+
+
+def _are_alike(mean: torch.fx.Node, variance: torch.fx.Node) -> bool:
+    """Say whether two reductions run over the same axes, which stay with length 1."""
+    return plain_name(variance) in ("mean", "var") and mean.meta["val"].shape == variance.meta["val"].shape
+
+
+def _is_variance(node: torch.fx.Node) -> bool:
+    """Say whether a call takes a variance without Bessel's correction, over given axes."""
+    if plain_name(node) != "var" or len(node.args) < 2:
+        return False
+    return node.kwargs.get("correction", 1) == 0 if len(node.args) == 2 else node.args[2] is False
 
 
 def _are_squares(node: torch.fx.Node) -> bool:
@@ -34,13 +110,33 @@ def _are_squares(node: torch.fx.Node) -> bool:
     return plain_name(node) == "square" or (plain_name(node) == "mul" and node.args[0] is node.args[1])
 
 
-def _only_user(node: torch.fx.Node | None, name: str) -> torch.fx.Node | None:
-    users = [] if node is None else list(node.users)
-    return users[0] if len(users) == 1 and plain_name(users[0]) == name else None
+def _mean_of(x: torch.fx.Node) -> torch.fx.Node | None:
+    means = [user for user in _users(x) if plain_name(user) == "mean"]
+    return means[0] if len(means) == 1 else None
 
 
-def _is_weight(value: object, layer: str) -> bool:
-    """Say whether a value is the layer's parameter ``weight``, laid along the channels perhaps."""
-    if isinstance(value, torch.fx.Node) and plain_name(value) in VIEWS:
+def _users(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """Return the calls that use a value, whatever type it was cast to."""
+    users = [user for user in node.users if plain_name(user) != CHECK]
+    return [use for user in users for use in (_users(user) if _casts(user) else [user])]
+
+
+def _only_user(node: torch.fx.Node | None, *names: str) -> torch.fx.Node | None:
+    users = [] if node is None else _users(node)
+    return users[0] if len(users) == 1 and plain_name(users[0]) in names else None
+
+
+def _casts(node: torch.fx.Node) -> bool:
+    return node.op == "call_function" and plain_name(node) in CASTS
+
+
+def _uncast(node: object) -> torch.fx.Node:
+    assert isinstance(node, torch.fx.Node)
+    return _uncast(node.args[0]) if _casts(node) else node
+
+
+def _source(value: object) -> torch.fx.Node | None:
+    """Return where a value comes from, laid along the channels or cast on its way perhaps."""
+    while isinstance(value, torch.fx.Node) and value.op == "call_function" and plain_name(value) in LAID_OUT:
         value = value.args[0]
-    return isinstance(value, torch.fx.Node) and value.name == f"p_{layer}.weight".replace(".", "_").lower()
+    return value if isinstance(value, torch.fx.Node) else None

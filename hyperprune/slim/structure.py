@@ -16,11 +16,13 @@ def adjust_(module: nn.Module, rows: Slice | None = None) -> None:
     """Bring the size attributes of a standard layer (or a subclass of one) into line with its tensors.
 
     Args:
-        rows: what stays along the first axis of its weight; it tells which of a convolution's groups still live. Of
-            multi-head attention, what stays along its inner width; it tells which heads still live.
+        rows: what stays along the first axis of its weight; it tells which groups of a convolution or a group norm
+            still live. Of multi-head attention, what stays along its inner width; it tells which heads still live.
     """
     if isinstance(module, _ConvNd):
         _convolution(module, rows)
+    if isinstance(module, nn.GroupNorm):
+        _group_norm(module, rows)
     if isinstance(module, nn.MultiheadAttention):
         _multihead(module, rows)
     for kind, adjust in _TABLE.items():
@@ -30,19 +32,17 @@ def adjust_(module: nn.Module, rows: Slice | None = None) -> None:
 
 def is_standard(module: nn.Module) -> bool:
     """Say whether ``adjust_`` takes care of this module's sizes."""
-    return isinstance(module, (_ConvNd, nn.MultiheadAttention, *_TABLE))
+    return isinstance(module, (_ConvNd, nn.GroupNorm, nn.MultiheadAttention, *_TABLE))
 
 
 def is_bare(module: nn.Module) -> bool:
     """Say whether a norm has no tensors from which ``adjust_`` could read its size."""
-    return isinstance(module, _NormBase) and not [*module.parameters(), *module.buffers()]
+    return isinstance(module, (_NormBase, nn.GroupNorm)) and not [*module.parameters(), *module.buffers()]
 
 
 def _convolution(layer: Any, rows: Slice | None) -> None:
-    """A group lives as long as one of its rows does: whole groups go, or every group loses the same rows."""
     first, second = layer.weight.shape[:2]
-    if layer.groups > 1 and rows is not None:
-        layer.groups = len({at * layer.groups // rows.size for at in rows.kept})
+    layer.groups = _living_groups(layer.groups, rows)
     if layer.transposed:
         layer.in_channels, layer.out_channels = first, second * layer.groups
     else:
@@ -67,9 +67,15 @@ def _layer_norm(layer: Any) -> None:
         layer.normalized_shape = type(layer.normalized_shape)(layer.weight.shape)
 
 
-def _group_norm(layer: Any) -> None:
+def _group_norm(layer: Any, rows: Slice | None) -> None:
+    layer.num_groups = _living_groups(layer.num_groups, rows)
     if layer.weight is not None:
         layer.num_channels = len(layer.weight)
+
+
+def _living_groups(groups: int, rows: Slice | None) -> int:
+    """A group lives as long as one of its rows does: whole groups go, or every group loses the same rows."""
+    return groups if groups == 1 or rows is None else len({at * groups // rows.size for at in rows.kept})
 
 
 def _multihead(layer: Any, rows: Slice | None) -> None:
@@ -90,5 +96,4 @@ _TABLE: dict[type[nn.Module], Callable[[Any], None]] = {
     nn.PReLU: _prelu,
     nn.LayerNorm: _layer_norm,
     nn.RMSNorm: _layer_norm,
-    nn.GroupNorm: _group_norm,
 }

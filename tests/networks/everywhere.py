@@ -46,8 +46,25 @@ class WrittenRMSNorm(nn.Module):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
 
 
+class WrittenLayerNorm(nn.Module):
+    """A layer norm over the last axis, written out, with names of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma, self.beta = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        off = x - x.mean(-1, keepdim=True)
+        return self.gamma * (off / torch.sqrt(off.square().mean(-1, keepdim=True) + 1e-5)) + self.beta
+
+
 BATCH_NORMS = {IMAGE: nn.BatchNorm2d, VECTOR: nn.BatchNorm1d}
-CHANNELS_LAST = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "written_rms": WrittenRMSNorm}
+CHANNELS_LAST = {
+    "layer": nn.LayerNorm,
+    "rms": nn.RMSNorm,
+    "written_rms": WrittenRMSNorm,
+    "written_layer": WrittenLayerNorm,
+}
 
 
 @part("norm")

@@ -139,6 +139,8 @@ def test_groups_whose_rows_all_stay_are_as_many_as_before() -> None:
 def test_only_norms_without_any_tensor_are_bare() -> None:
     assert is_bare(nn.BatchNorm2d(4, affine=False, track_running_stats=False))
     assert is_bare(nn.InstanceNorm1d(4))
+    assert is_bare(nn.GroupNorm(2, 4, affine=False))
+    assert not is_bare(nn.GroupNorm(2, 4))
     assert not is_bare(nn.BatchNorm2d(4, affine=False))
     assert not is_bare(nn.BatchNorm2d(4, track_running_stats=False))
     assert not is_bare(nn.Identity())

@@ -11,7 +11,7 @@ from torch import Tensor
 from hyperprune.labels.arrays import varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import NormCall, Standardised, TensorRef
-from hyperprune.labels.lookahead import splits_channels
+from hyperprune.labels.lookahead import NORM_READINGS, splits_channels
 from hyperprune.labels.reasons import COMPUTED, MIXED_NORM, POSITIONS
 from hyperprune.labels.registry import rule
 from hyperprune.labels.standardised import reads_what_enters
@@ -151,29 +151,45 @@ def prelu(call: Call) -> Any:
 @rule("layer_norm")
 def layer_norm(call: Call) -> Any:
     """A norm over the last axis: its statistics run over the living channels, where it is a layer of its own."""
-    x = call.labels(call.arg("input"))
-    if len(call.arg("normalized_shape")) > 1:
-        return call.give_up(MIXED_NORM)
-    return _mixing_norm(call, x, x.ndim - 1)
+    return _norm_over_last_axis(call)
 
 
 @rule("rms_norm")
 def rms_norm(call: Call) -> Any:
     """As a layer norm, without a mean."""
+    return _norm_over_last_axis(call, centred=False)
+
+
+def _norm_over_last_axis(call: Call, centred: bool = True) -> Any:
     x = call.labels(call.arg("input"))
     if len(call.arg("normalized_shape")) > 1:
         return call.give_up(MIXED_NORM)
-    return _mixing_norm(call, x, x.ndim - 1, centred=False)
+    call.sized(x.movedim(-1, 0))
+    return _mixing_norm(call, x, x.ndim - 1, centred=centred)
 
 
 @rule("group_norm")
 def group_norm(call: Call) -> Any:
-    """Groups of channels are normalised together over space; every group loses the same inner channels."""
+    """Groups of channels are normalised together over space: whole groups go, or all lose the same inner channels."""
     groups = call.arg("num_groups")
     x = call.labels(call.arg("input"))
-    rows = call.channels(x, 1).reshape(groups, -1)
+    channels = call.channels(x, 1)
+    rows = channels.reshape(groups, -1)
+    if groups > 1 and call.choose(*NORM_READINGS) == NORM_READINGS[0]:
+        return _whole_norm_groups(call, channels, rows)
     call.tie(rows[:1].expand(rows.shape), rows)
     return _mixing_norm(call, x, 1, groups=groups, spatial=True)
+
+
+def _whole_norm_groups(call: Call, channels: Tensor, rows: Tensor) -> Tensor:
+    """Tie the channels of each group; what remains of the others is normalised as before."""
+    call.tie(rows[:, :1].expand(rows.shape), rows)
+    vectors = [call.arg("weight"), call.arg("bias")]
+    for vector in vectors:
+        _follow(call, vector, channels)
+    bare = not any(isinstance(vector, TensorRef) for vector in vectors)
+    call.sized(rows[:, 0], *([channels] if bare else []))
+    return call.along(channels, 1)
 
 
 def _mixing_norm(call: Call, x: Tensor, axis: int, groups: int = 1, centred: bool = True, spatial: bool = False) -> Any:
@@ -183,14 +199,17 @@ def _mixing_norm(call: Call, x: Tensor, axis: int, groups: int = 1, centred: boo
     channels = call.channels(x, axis)
     entering = call.entering()
     varying = [] if entering is None else varying_axes(entering)
-    if not isinstance(weight, TensorRef) or entering is None or len(varying) != 1:
+    layer = call.origin.module
+    if not isinstance(weight, TensorRef) or weight.name.rpartition(".")[0] != layer:
+        return call.give_up(MIXED_NORM)
+    if entering is None or len(varying) != 1:
         return call.give_up(MIXED_NORM)
     line = call.channels(entering, varying[0])
     if not torch.equal(line, channels):
         return call.give_up(MIXED_NORM)
     for vector in (weight, call.arg("bias")):
         _follow(call, vector, channels)
-    call.living_norm(NormCall(call.origin.module, channels, varying[0], groups, centred, spatial))
+    call.living_norm(NormCall(layer, weight.name, channels, varying[0], groups, centred, spatial))
     return call.along(channels, axis)
 
 

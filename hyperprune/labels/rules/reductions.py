@@ -8,11 +8,11 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import compact, varies, varying_axes
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import NormCall
+from hyperprune.labels.ledger import NormCall, TensorRef
 from hyperprune.labels.reasons import REDUCED
 from hyperprune.labels.registry import rule
 from hyperprune.labels.rules.elementwise import between
-from hyperprune.labels.written_out import written_rms_norm
+from hyperprune.labels.written_out import written_norm
 
 REDUCING = [
     "mean",
@@ -47,8 +47,7 @@ def reduce(call: Call) -> Any:
     x = call.labels(call.arg("self", call.arg("input")))
     axes = _axes(call.arg("dim"), x.ndim)
     if any(varies(x, axis) for axis in axes):
-        if varying_axes(x) == axes and written_rms_norm(call.node) is not None:
-            call.living_norm(NormCall(call.origin.module, call.channels(x, axes[0]), axes[0], centred=False))
+        if varying_axes(x) == axes and _is_of_a_written_norm(call, x, axes[0]):
             return call.pinned(REDUCED)
         if not set(varying_axes(x)) - set(axes):
             return call.give_up(REDUCED)
@@ -74,6 +73,17 @@ def along_axis(call: Call) -> Any:
     if not isinstance(value, (tuple, list)):
         return x
     return [x.narrow(axis, 0, 1).expand(v.shape) for v in value]
+
+
+def _is_of_a_written_norm(call: Call, x: Tensor, axis: int) -> bool:
+    """Say whether a layer writes out a norm of which this is a part; its statistics are to run over the living."""
+    norm = written_norm(call.node) if call.operator in ("aten::mean", "aten::var") else None
+    weight = None if norm is None else call.value(norm.weight)
+    layer = call.origin.module
+    if norm is None or not isinstance(weight, TensorRef) or weight.name.rpartition(".")[0] != layer:
+        return False
+    call.living_norm(NormCall(layer, weight.name, call.channels(x, axis), axis, centred=norm.centred))
+    return True
 
 
 def _axes(dim: Any, ndim: int) -> list[int]:

@@ -1,0 +1,114 @@
+"""Norms written out in forward(): which forms are known, and what looks like one but is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.models import Net, couple
+
+WIDTH = 6
+Written = Callable[[nn.Module, Tensor], Tensor]
+
+
+def root_of_squares(x: Tensor) -> Tensor:
+    return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def off_mean(x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True)
+
+
+def llama(layer: nn.Module, x: Tensor) -> Tensor:
+    y = x.to(torch.float64)
+    return layer.scale * (y * root_of_squares(y)).to(x.dtype)
+
+
+def convnext(layer: nn.Module, x: Tensor) -> Tensor:
+    mean = x.mean(-1, keepdim=True)
+    variance = (x - mean).pow(2).mean(-1, keepdim=True)
+    return layer.scale[None, None, :] * ((x - mean) / torch.sqrt(variance + 1e-6)) + layer.shift
+
+
+def with_variance(layer: nn.Module, x: Tensor, unbiased: bool = False) -> Tensor:
+    variance = x.var(-1, keepdim=True, unbiased=unbiased)
+    return off_mean(x) * torch.rsqrt(variance + 1e-6) * layer.scale + layer.shift
+
+
+def once_off(layer: nn.Module, x: Tensor) -> Tensor:
+    off = off_mean(x)
+    return off / ((off * off).mean(-1, keepdim=True) + 1e-6).sqrt() * layer.scale + layer.shift
+
+
+def of_one_half(layer: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([(x * root_of_squares(x))[..., :3], x[..., 3:]], -1) * layer.scale
+
+
+KNOWN: dict[str, tuple[Written, bool]] = {
+    "rms": (lambda layer, x: x * root_of_squares(x) * layer.scale, False),
+    "rms by square": (lambda layer, x: x * (x.square().mean(-1, True) + 1e-6).rsqrt() * layer.scale, False),
+    "rms by a product": (lambda layer, x: layer.scale * (x * ((x * x).mean(-1, True) + 1e-6).rsqrt()), False),
+    "rms in another type": (llama, False),
+    "layer norm": (convnext, True),
+    "layer norm with a call for the variance": (with_variance, True),
+    "layer norm that takes the mean off once": (once_off, True),
+}
+UNKNOWN: dict[str, Written] = {
+    "variance with Bessel's correction": lambda layer, x: with_variance(layer, x, unbiased=True),
+    "what enters is used once more": lambda layer, x: once_off(layer, x) + x,
+    "the mean is used once more": lambda layer, x: once_off(layer, x) + x.mean(-1, keepdim=True),
+    "what is off the mean is used once more": lambda layer, x: (
+        (off := off_mean(x)) * torch.rsqrt((off * off).mean(-1, keepdim=True) + 1e-6) * layer.scale + off
+    ),
+    "the root divides where its inverse should": lambda layer, x: (
+        off_mean(x) * (off_mean(x).square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.scale
+    ),
+    "upside down": lambda layer, x: (
+        (off_mean(x).square().mean(-1, keepdim=True) + 1e-6).sqrt() / off_mean(x) * layer.scale
+    ),
+    "no epsilon": lambda layer, x: off_mean(x) / off_mean(x).square().mean(-1, keepdim=True).sqrt() * layer.scale,
+    "no scale": lambda layer, x: x * root_of_squares(x) + layer.shift,
+    "a scale from elsewhere": lambda layer, x: x * root_of_squares(x) * torch.arange(1, WIDTH + 1) * layer.shift,
+    "something else is scaled": lambda layer, x: layer.shift * root_of_squares(x) * layer.scale,
+    "cubes": lambda layer, x: x * torch.rsqrt(x.pow(3).mean(-1, keepdim=True) + 9) * layer.scale,
+    "another mean": lambda layer, x: (x - x.amax(-1, keepdim=True)) * root_of_squares(x) * layer.scale,
+    "a part of the result": of_one_half,
+    "not what enters the layer": lambda layer, x: llama(layer, torch.relu(x)),
+    "over space too": lambda layer, x: off_mean(x) * torch.rsqrt(
+        off_mean(x).square().mean((1, 2), keepdim=True) + 1e-6
+    ) * layer.scale,
+}  # fmt: skip
+
+
+def network(written: Written) -> nn.Module:
+    scale, shift = (nn.Parameter(torch.rand(WIDTH, generator=torch.Generator().manual_seed(0)) + 0.5) for _ in "ab")
+    norm = Net({"scale": scale, "shift": shift}, written)
+    return nn.Sequential(nn.Linear(3, WIDTH), norm, nn.Linear(WIDTH, 2))
+
+
+@pytest.mark.parametrize("form", KNOWN)
+def test_a_norm_that_a_layer_writes_out_is_known_by_its_scale(form: str) -> None:
+    written, centred = KNOWN[form]
+    coupling = couple(network(written), torch.randn(2, 4, 3))
+    (norm,) = coupling.norms
+    assert (norm.module, norm.weight, norm.axis, norm.centred) == ("1", "1.scale", 2, centred)
+    assert coupling.units == WIDTH
+
+
+@pytest.mark.parametrize("form", UNKNOWN)
+def test_what_is_no_norm_of_its_own_keeps_its_channels(form: str) -> None:
+    coupling = couple(network(UNKNOWN[form]), torch.randn(2, 4, 3))
+    assert coupling.norms == ()
+    assert "0" in {stays.layer for stays in coupling.frozen}
+
+
+def test_the_scale_must_be_the_layers_own() -> None:
+    model = Net(
+        {"a": nn.Linear(3, WIDTH), "inner": nn.Identity(), "scale": nn.Parameter(torch.ones(WIDTH))},
+        lambda net, x: F.linear(net.a(x) * root_of_squares(net.a(x)) * net.scale, torch.ones(2, WIDTH)),
+    )
+    assert couple(model, torch.randn(2, 4, 3)).norms == ()
