@@ -6,6 +6,10 @@ living, T(x) = a x + (1 - a) mean has, over all C channels, the living channels'
 shown T(x), and its weight is divided by s. With all channels alive T is the identity, bit for bit. An RMS norm
 takes no mean: T(x) = a x.
 
+A response norm (ConvNeXt V2's) compares each channel's norm over space with the mean of all of them. It is shown m x,
+so that the mean comes out n / C times as large, and its weight is multiplied by n / C. The small number that keeps the
+division finite then counts C / n times; where it matters, the proof at export says so.
+
 A layer that standardises the rows of its own weight is shown T(weight): the living entries come out s times too
 large, which a division of the layer's input by s undoes.
 """
@@ -57,6 +61,10 @@ class Living(nn.Module):
         """Return what the layer is shown in place of its input."""
         raise NotImplementedError
 
+    def too_large(self) -> Tensor:
+        """Return how many times too large the layer's result would be under its own weight, shape ``[]``."""
+        return self.scale()
+
     def along(self, x: Tensor, vector: Tensor) -> Tensor:
         """Lay a vector of one number per channel along the axis of ``x``."""
         view = [-1 if axis == self.axis else 1 for axis in range(x.ndim)]
@@ -68,7 +76,7 @@ class LivingNorm(Living):
 
     def __init__(self, bank: LatentBank, norm: Norm) -> None:
         super().__init__(bank, norm.units, norm.axis)
-        self.groups, self.centred, self.spatial = norm.groups, norm.centred, norm.spatial
+        self.groups, self.centred, self.spatial = norm.groups, norm.kind == "layer", norm.spatial
 
     def shown(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape with the statistics of the living channels."""
@@ -85,16 +93,28 @@ class LivingNorm(Living):
         return (total / count).expand(split.shape).flatten(self.axis, self.axis + 1)
 
 
-class NormWeight(Generated):
-    """Parametrization of a norm's weight: divided by s while searching, itself at export."""
+class LivingResponse(Living):
+    """Forward pre-hook of a response norm: shows it the living channels, the others as zero."""
 
-    def __init__(self, living: LivingNorm) -> None:
+    def shown(self, x: Tensor) -> Tensor:
+        """Return the living channels, the others as zero."""
+        return x * self.along(x, self.mask())
+
+    def too_large(self) -> Tensor:
+        """Return s squared, C / n."""
+        return self.scale().square()
+
+
+class NormWeight(Generated):
+    """Parametrization of a norm's weight: divided by what the result is too large while searching, itself at export."""
+
+    def __init__(self, living: Living) -> None:
         super().__init__()
         self._living = Reference(living)
 
     def generate(self, *originals: Tensor) -> Tensor:
         (weight,) = originals
-        return weight / self._living.target.scale().to(weight.dtype)
+        return weight / self._living.target.too_large().to(weight.dtype)
 
     def plain(self, *originals: Tensor) -> Tensor:
         """Return the weight as it is: a slim layer has only living channels."""
@@ -131,7 +151,7 @@ def attach_norms(model: nn.Module, bank: LatentBank, coupling: CouplingMap) -> n
     """Let every norm that reads prunable channels count the living ones only, in place; return the hooks."""
     hooks = nn.ModuleList()
     for norm in coupling.norms:
-        statistics = LivingNorm(bank, norm)
+        statistics = _living(bank, norm)
         _attach(model.get_submodule(norm.module), norm.weight.rpartition(".")[2], NormWeight(statistics), statistics)
         hooks.append(statistics)
     for site in coupling.sites:
@@ -141,6 +161,10 @@ def attach_norms(model: nn.Module, bank: LatentBank, coupling: CouplingMap) -> n
             _attach(module, name, StandardisedRows(living), living)
             hooks.append(living)
     return hooks.to(bank.latents.device)
+
+
+def _living(bank: LatentBank, norm: Norm) -> Living:
+    return LivingResponse(bank, norm.units, norm.axis) if norm.kind == "response" else LivingNorm(bank, norm)
 
 
 def _attach(module: nn.Module, name: str, made: Generated, living: Living) -> None:

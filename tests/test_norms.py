@@ -69,7 +69,17 @@ class Llama(Gammas):
         return self.gamma * y.to(x.dtype)
 
 
+class Responses(Gammas):
+    """ConvNeXt V2's: each channel's norm over space beside the mean of all of them."""
+
+    def forward(self, x):
+        lengths = x.norm(p=2, dim=(1, 2), keepdim=True)
+        share = lengths / (lengths.mean(-1, keepdim=True) + 1e-6)
+        return self.gamma * (x * share) + self.beta + x
+
+
 NETWORKS = {
+    "response norm": lambda: ChannelsLast(Responses(12)),
     "layer norm with names of its own": lambda: ChannelsLast(Gammas(12)),
     "layer norm written out": lambda: Residual(WrittenOut(12)),
     "rms norm written out": lambda: ChannelsLast(Llama(12)),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hyperprune.coupling.show import coupling_table, explanation
+from hyperprune.labels import NormKind
 from hyperprune.plan import Closing, Rescale, Resize, Slice, WidthPlan
 
 STAYS = -1
@@ -155,7 +156,8 @@ class Norm:
         units: for each channel its unit, ``STAYS`` (-1) where it stays.
         axis: where the channels lie in the layer's input.
         groups: in how many groups the norm takes its statistics.
-        centred: whether it subtracts a mean.
+        kind: ``"layer"`` takes off the mean and divides by the deviation, ``"rms"`` divides by the root of the mean
+            square, ``"response"`` compares each channel's norm over space with the channels' mean.
         spatial: whether its statistics run over the axes behind the channels too.
     """
 
@@ -164,7 +166,7 @@ class Norm:
     units: tuple[int, ...]
     axis: int
     groups: int
-    centred: bool
+    kind: NormKind
     spatial: bool
 
 

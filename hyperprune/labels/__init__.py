@@ -5,7 +5,7 @@
 
 from hyperprune.labels.call import Call
 from hyperprune.labels.flow import flow, operator_name
-from hyperprune.labels.ledger import Attention, Ledger, SizedCall, TensorRef
+from hyperprune.labels.ledger import Attention, Ledger, NormKind, SizedCall, TensorRef
 from hyperprune.labels.lookahead import norms_in_groups
 from hyperprune.labels.registry import registered, rule, unregister
 
@@ -13,6 +13,7 @@ __all__ = [
     "Attention",
     "Call",
     "Ledger",
+    "NormKind",
     "SizedCall",
     "TensorRef",
     "flow",

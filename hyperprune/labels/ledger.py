@@ -21,6 +21,9 @@ LARGEST_TENSOR = 2**24
 Attention = Literal["heads", "width"]
 """What attention loses: whole heads, or the same channels inside every head."""
 
+NormKind = Literal["layer", "rms", "response"]
+"""Mean and variance of all channels, or of groups; the mean square; the mean of the channels' norms over space."""
+
 ELASTIC = 0
 """Label of a constant stretched along an axis: it follows whatever it meets there, and ties nothing."""
 
@@ -89,7 +92,7 @@ class NormCall:
         labels: the channels it reads, shape ``[channels]``.
         axis: where they lie in the layer's input.
         groups: in how many groups the norm takes its statistics.
-        centred: whether it subtracts a mean (an RMS norm does not).
+        kind: what it computes of the channels it reads.
         spatial: whether its statistics run over the axes behind the channels too.
     """
 
@@ -98,7 +101,7 @@ class NormCall:
     labels: Tensor
     axis: int
     groups: int = 1
-    centred: bool = True
+    kind: NormKind = "layer"
     spatial: bool = False
 
 

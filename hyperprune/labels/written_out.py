@@ -1,7 +1,8 @@
 """Norms whose arithmetic a layer writes out in its forward().
 
-An RMS norm is ``x * rsqrt(mean(x * x) + eps) * weight``; a layer norm takes the mean off first. Such a layer may be
-shown other numbers at its input, as torch's own may, if it does nothing else with that input.
+An RMS norm is ``x * rsqrt(mean(x * x) + eps) * weight``; a layer norm takes the mean off first. A response norm is
+``x * (g / (mean(g) + eps)) * weight + x``, with g the norm of each channel over space. Such a layer may be shown other
+numbers at its input, as torch's own may, if it does nothing else with that input.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from dataclasses import dataclass
 
 import torch.fx
 
+from hyperprune.labels.ledger import NormKind
 from hyperprune.labels.lookahead import plain_name
 from hyperprune.trace import owner
 
 CASTS = ("to", "_to_copy", "type_as", "alias")
 CHECK = "_assert_tensor_metadata"  # torch.export puts one before every cast
+LENGTHS = ("norm", "linalg_vector_norm")
 LAID_OUT = (*CASTS, "view", "reshape", "unsqueeze", "slice")
 
 
@@ -24,16 +27,18 @@ class WrittenNorm:
 
     Attributes:
         weight: the placeholder of what scales the result.
-        centred: whether a mean is taken off first.
+        kind: what it computes of the channels.
     """
 
     weight: torch.fx.Node
-    centred: bool
+    kind: NormKind
 
 
 def written_norm(reduction: torch.fx.Node) -> WrittenNorm | None:
     """Return the norm that a mean or a variance is part of; None unless its layer is nothing but that norm."""
     x = _uncast(reduction.args[0])
+    if plain_name(x) in LENGTHS:
+        return _response_norm(_uncast(x.args[0]), x, reduction)
     if plain_name(reduction) == "var" or not _are_squares(x):
         return _layer_norm(x, _mean_of(x))
     base = _uncast(x.args[0])
@@ -46,7 +51,7 @@ def _rms_norm(x: torch.fx.Node, squares: torch.fx.Node, mean: torch.fx.Node) -> 
     scaled, inverse = _divided_by_root(mean)
     if scaled is None or not inverse or not _is_all_that_happens(x, mean, {squares, scaled}):
         return None
-    return _weighted(scaled, centred=False)
+    return _weighted(scaled, "rms")
 
 
 def _layer_norm(x: torch.fx.Node, mean: object) -> WrittenNorm | None:
@@ -65,7 +70,19 @@ def _layer_norm(x: torch.fx.Node, mean: object) -> WrittenNorm | None:
     if set(onward) != {*squares, scaled} or len(squares) > 1 or (not inverse and _uncast(scaled.args[0]) not in off):
         return None
     inside = {mean, *off, *([] if squares else variances)}
-    return _weighted(scaled, centred=True) if _is_all_that_happens(x, mean, inside) else None
+    return _weighted(scaled, "layer") if _is_all_that_happens(x, mean, inside) else None
+
+
+def _response_norm(x: torch.fx.Node, lengths: torch.fx.Node, mean: torch.fx.Node) -> WrittenNorm | None:
+    """Match ``x * (g / (mean(g) + eps))``; the layer may use its input in any other way, channel by channel."""
+    share = _only_user(_only_user(mean, "add"), "div")
+    if share is None or set(_users(lengths)) != {mean, share} or _uncast(share.args[0]) is not lengths:
+        return None
+    scaled = _only_user(share, "mul")
+    if scaled is None or owner(x) == owner(mean) or x not in [_uncast(arg) for arg in scaled.args]:
+        return None
+    same_axes = lengths.meta["val"].ndim == x.meta["val"].ndim
+    return _weighted(scaled, "response") if same_axes else None
 
 
 def _divided_by_root(variance: torch.fx.Node) -> tuple[torch.fx.Node | None, bool]:
@@ -74,12 +91,13 @@ def _divided_by_root(variance: torch.fx.Node) -> tuple[torch.fx.Node | None, boo
     return _only_user(root, "mul", "div"), root is not None and plain_name(root) == "rsqrt"
 
 
-def _weighted(scaled: torch.fx.Node, centred: bool) -> WrittenNorm | None:
+def _weighted(scaled: torch.fx.Node, kind: NormKind) -> WrittenNorm | None:
     """Return the norm, if a parameter scales its result."""
-    product = _only_user(scaled, "mul")
-    sources = [] if product is None else [_source(arg) for arg in product.args]
+    product = _only_user(scaled, "mul", "addcmul")
+    factors = [] if product is None else product.args[-2:]  # addcmul adds its first argument
+    sources = [_source(factor) for factor in factors]
     weights = [source for source in sources if source is not None and source.op == "placeholder"]
-    return WrittenNorm(weights[0], centred) if len(weights) == 1 else None
+    return WrittenNorm(weights[0], kind) if len(weights) == 1 else None
 
 
 def _is_all_that_happens(x: torch.fx.Node, call: torch.fx.Node, expected: set[torch.fx.Node]) -> bool:
@@ -101,7 +119,7 @@ def _is_variance(node: torch.fx.Node) -> bool:
     """Say whether a call takes a variance without Bessel's correction, over given axes."""
     if plain_name(node) != "var" or len(node.args) < 2:
         return False
-    return node.kwargs.get("correction", 1) == 0 if len(node.args) == 2 else node.args[2] is False
+    return node.args[2] is False if len(node.args) > 2 else bool(node.kwargs.get("correction", 1) == 0)
 
 
 def _are_squares(node: torch.fx.Node) -> bool:

@@ -48,14 +48,31 @@ def of_one_half(layer: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([(x * root_of_squares(x))[..., :3], x[..., 3:]], -1) * layer.scale
 
 
-KNOWN: dict[str, tuple[Written, bool]] = {
-    "rms": (lambda layer, x: x * root_of_squares(x) * layer.scale, False),
-    "rms by square": (lambda layer, x: x * (x.square().mean(-1, True) + 1e-6).rsqrt() * layer.scale, False),
-    "rms by a product": (lambda layer, x: layer.scale * (x * ((x * x).mean(-1, True) + 1e-6).rsqrt()), False),
-    "rms in another type": (llama, False),
-    "layer norm": (convnext, True),
-    "layer norm with a call for the variance": (with_variance, True),
-    "layer norm that takes the mean off once": (once_off, True),
+def lengths_of(x: Tensor, keepdim: bool = True) -> Tensor:
+    return x.norm(p=2, dim=1, keepdim=keepdim)
+
+
+def convnext_v2(layer: nn.Module, x: Tensor) -> Tensor:
+    g = lengths_of(x)
+    return layer.scale * (x * (g / (g.mean(-1, keepdim=True) + 1e-6))) + layer.shift + x
+
+
+def timms_v2(layer: nn.Module, x: Tensor) -> Tensor:
+    g = lengths_of(x)
+    share = g / (g.mean(-1, keepdim=True) + 1e-6)
+    return x + torch.addcmul(layer.shift.view(1, 1, -1), layer.scale.view(1, 1, -1), x * share)
+
+
+KNOWN: dict[str, tuple[Written, str]] = {
+    "rms": (lambda layer, x: x * root_of_squares(x) * layer.scale, "rms"),
+    "rms by square": (lambda layer, x: x * (x.square().mean(-1, True) + 1e-6).rsqrt() * layer.scale, "rms"),
+    "rms by a product": (lambda layer, x: layer.scale * (x * ((x * x).mean(-1, True) + 1e-6).rsqrt()), "rms"),
+    "rms in another type": (llama, "rms"),
+    "response norm": (convnext_v2, "response"),
+    "response norm in timm's words": (timms_v2, "response"),
+    "layer norm": (convnext, "layer"),
+    "layer norm with a call for the variance": (with_variance, "layer"),
+    "layer norm that takes the mean off once": (once_off, "layer"),
 }
 UNKNOWN: dict[str, Written] = {
     "variance with Bessel's correction": lambda layer, x: with_variance(layer, x, unbiased=True),
@@ -78,6 +95,18 @@ UNKNOWN: dict[str, Written] = {
     "another mean": lambda layer, x: (x - x.amax(-1, keepdim=True)) * root_of_squares(x) * layer.scale,
     "a part of the result": of_one_half,
     "not what enters the layer": lambda layer, x: llama(layer, torch.relu(x)),
+    "the lengths' mean is used once more": lambda layer, x: (
+        x * ((g := lengths_of(x)) / ((mean := g.mean(-1, keepdim=True)) + 1e-6)) * layer.scale + mean
+    ),
+    "the mean is divided": lambda layer, x: (
+        x * ((lengths_of(x).mean(-1, keepdim=True) + 1e-6) / lengths_of(x)) * layer.scale
+    ),
+    "the share scales nothing that enters": lambda layer, x: (
+        torch.relu(x) * ((g := lengths_of(x)) / (g.mean(-1, keepdim=True) + 1e-6)) * layer.scale
+    ),
+    "lengths along fewer axes": lambda layer, x: (
+        x * ((g := lengths_of(x, False)) / (g.mean(-1, keepdim=True) + 1e-6)) * layer.scale
+    ),
     "over space too": lambda layer, x: off_mean(x) * torch.rsqrt(
         off_mean(x).square().mean((1, 2), keepdim=True) + 1e-6
     ) * layer.scale,
@@ -92,16 +121,16 @@ def network(written: Written) -> nn.Module:
 
 @pytest.mark.parametrize("form", KNOWN)
 def test_a_norm_that_a_layer_writes_out_is_known_by_its_scale(form: str) -> None:
-    written, centred = KNOWN[form]
-    coupling = couple(network(written), torch.randn(2, 4, 3))
+    written, kind = KNOWN[form]
+    coupling = couple(network(written), torch.randn(1, 4, 3))
     (norm,) = coupling.norms
-    assert (norm.module, norm.weight, norm.axis, norm.centred) == ("1", "1.scale", 2, centred)
+    assert (norm.module, norm.weight, norm.axis, norm.kind) == ("1", "1.scale", 2, kind)
     assert coupling.units == WIDTH
 
 
 @pytest.mark.parametrize("form", UNKNOWN)
 def test_what_is_no_norm_of_its_own_keeps_its_channels(form: str) -> None:
-    coupling = couple(network(UNKNOWN[form]), torch.randn(2, 4, 3))
+    coupling = couple(network(UNKNOWN[form]), torch.randn(1, 4, 3))
     assert coupling.norms == ()
     assert "0" in {stays.layer for stays in coupling.frozen}
 
@@ -111,4 +140,4 @@ def test_the_scale_must_be_the_layers_own() -> None:
         {"a": nn.Linear(3, WIDTH), "inner": nn.Identity(), "scale": nn.Parameter(torch.ones(WIDTH))},
         lambda net, x: F.linear(net.a(x) * root_of_squares(net.a(x)) * net.scale, torch.ones(2, WIDTH)),
     )
-    assert couple(model, torch.randn(2, 4, 3)).norms == ()
+    assert couple(model, torch.randn(1, 4, 3)).norms == ()

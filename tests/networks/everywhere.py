@@ -58,12 +58,22 @@ class WrittenLayerNorm(nn.Module):
         return self.gamma * (off / torch.sqrt(off.square().mean(-1, keepdim=True) + 1e-5)) + self.beta
 
 
+class ResponseNorm(WrittenLayerNorm):
+    """Each channel's norm over space beside the mean of all channels'."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = x.norm(p=2, dim=tuple(range(1, x.ndim - 1)), keepdim=True)
+        share = lengths / (lengths.mean(-1, keepdim=True) + 1e-9)
+        return torch.addcmul(self.beta, self.gamma, x * share) + x
+
+
 BATCH_NORMS = {IMAGE: nn.BatchNorm2d, VECTOR: nn.BatchNorm1d}
 CHANNELS_LAST = {
     "layer": nn.LayerNorm,
     "rms": nn.RMSNorm,
     "written_rms": WrittenRMSNorm,
     "written_layer": WrittenLayerNorm,
+    "response": ResponseNorm,
 }
 
 
@@ -87,6 +97,8 @@ class Norm(Part):
     @classmethod
     def options(cls, shape: Shape, choices: Choices) -> Options:
         kinds = [*(["batch"] if len(shape) != TOKENS else []), *CHANNELS_LAST]
+        if len(shape) == VECTOR:
+            kinds.remove("response")
         if len(shape) == IMAGE:
             kinds += ["group", "layer_2d", *(["instance", "instance_affine"] if shape[2] * shape[3] > 1 else [])]
         options: Options = {"kind": choices.of(kinds)}

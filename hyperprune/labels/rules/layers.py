@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import varies, varying_axes
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import NormCall, Standardised, TensorRef
+from hyperprune.labels.ledger import NormCall, NormKind, Standardised, TensorRef
 from hyperprune.labels.lookahead import NORM_READINGS, splits_channels
 from hyperprune.labels.reasons import COMPUTED, MIXED_NORM, POSITIONS
 from hyperprune.labels.registry import rule
@@ -157,15 +157,15 @@ def layer_norm(call: Call) -> Any:
 @rule("rms_norm")
 def rms_norm(call: Call) -> Any:
     """As a layer norm, without a mean."""
-    return _norm_over_last_axis(call, centred=False)
+    return _norm_over_last_axis(call, "rms")
 
 
-def _norm_over_last_axis(call: Call, centred: bool = True) -> Any:
+def _norm_over_last_axis(call: Call, kind: NormKind = "layer") -> Any:
     x = call.labels(call.arg("input"))
     if len(call.arg("normalized_shape")) > 1:
         return call.give_up(MIXED_NORM)
     call.sized(x.movedim(-1, 0))
-    return _mixing_norm(call, x, x.ndim - 1, centred=centred)
+    return _mixing_norm(call, x, x.ndim - 1, kind=kind)
 
 
 @rule("group_norm")
@@ -192,7 +192,9 @@ def _whole_norm_groups(call: Call, channels: Tensor, rows: Tensor) -> Tensor:
     return call.along(channels, 1)
 
 
-def _mixing_norm(call: Call, x: Tensor, axis: int, groups: int = 1, centred: bool = True, spatial: bool = False) -> Any:
+def _mixing_norm(
+    call: Call, x: Tensor, axis: int, groups: int = 1, kind: NormKind = "layer", spatial: bool = False
+) -> Any:
     weight = call.arg("weight")
     if groups == 1 and set(varying_axes(x)) - {axis}:
         return _inside_heads(call, x, axis)
@@ -209,7 +211,7 @@ def _mixing_norm(call: Call, x: Tensor, axis: int, groups: int = 1, centred: boo
         return call.give_up(MIXED_NORM)
     for vector in (weight, call.arg("bias")):
         _follow(call, vector, channels)
-    call.living_norm(NormCall(layer, weight.name, channels, varying[0], groups, centred, spatial))
+    call.living_norm(NormCall(layer, weight.name, channels, varying[0], groups, kind, spatial))
     return call.along(channels, axis)
 
 

@@ -82,7 +82,7 @@ def _is_of_a_written_norm(call: Call, x: Tensor, axis: int) -> bool:
     layer = call.origin.module
     if norm is None or not isinstance(weight, TensorRef) or weight.name.rpartition(".")[0] != layer:
         return False
-    call.living_norm(NormCall(layer, weight.name, call.channels(x, axis), axis, centred=norm.centred))
+    call.living_norm(NormCall(layer, weight.name, call.channels(x, axis), axis, kind=norm.kind))
     return True
 
 
