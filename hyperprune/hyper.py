@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import prod
 from typing import Any, get_args
 
 import torch
@@ -195,7 +196,7 @@ def hyperize(
 
 
 def _first_choices(traces: tuple[Trace, ...], couple: Callable[[Choices], CouplingMap]) -> Choices:
-    """Return the likeliest readings; of group norms, those that leave more units.
+    """Return the likeliest readings; of group norms, those that leave more combinations of widths to choose from.
 
     They are all read alike: a stream of which one norm wants whole groups, and another the same channels of every
     group, would have to stay whole.
@@ -203,7 +204,9 @@ def _first_choices(traces: tuple[Trace, ...], couple: Callable[[Choices], Coupli
     norms = norms_in_groups(trace.graph for trace in traces)
     if not norms:
         return Choices()
-    return max(Choices(), Choices().next(norms), key=lambda choices: couple(choices).units)
+    return max(
+        Choices(), Choices().next(norms), key=lambda choices: prod(group.size for group in couple(choices).groups)
+    )
 
 
 def _kept(model: nn.Module, keep: Iterable[Pattern], only: Iterable[Pattern]) -> frozenset[str]:

@@ -51,6 +51,14 @@ class Gammas(nn.Module):
         return nn.functional.layer_norm(x, self.width, self.gamma, self.beta)
 
 
+class Float64(Gammas):
+    """A layer norm that computes in another type."""
+
+    def forward(self, x):
+        gamma, beta = self.gamma.double(), self.beta.double()
+        return nn.functional.layer_norm(x.double(), self.width, gamma, beta).to(x.dtype)
+
+
 class WrittenOut(Gammas):
     """The layer norm over an image's channels as ConvNeXt's authors write it."""
 
@@ -81,6 +89,7 @@ class Responses(Gammas):
 NETWORKS = {
     "response norm": lambda: ChannelsLast(Responses(12)),
     "layer norm with names of its own": lambda: ChannelsLast(Gammas(12)),
+    "layer norm in another type": lambda: ChannelsLast(Float64(12)),
     "layer norm written out": lambda: Residual(WrittenOut(12)),
     "rms norm written out": lambda: ChannelsLast(Llama(12)),
     "layer norm": lambda: ChannelsLast(nn.LayerNorm(12)),
@@ -200,7 +209,7 @@ def half_removed(model):
 
 
 class TestNormsOfGroups:
-    """Whole groups of a group norm go where that leaves more units than the same channels of every group would."""
+    """Whole groups of a group norm go where that leaves more widths than the same channels of every group would."""
 
     @pytest.mark.parametrize(("groups", "units", "left"), [(6, 6, 3), (4, 4, 2), (12, 12, 6)])
     @pytest.mark.parametrize("affine", [True, False])

@@ -21,6 +21,7 @@ from hyperprune.labels.ledger import (
     TensorRef,
     Tie,
 )
+from hyperprune.labels.lookahead import users_of
 from hyperprune.labels.reasons import CONSTANT, SEVERAL_AXES
 from hyperprune.trace import Origin, origin, owner
 
@@ -161,10 +162,10 @@ class Call:
         """
         layer, node = owner(self.node), self.node.args[0]
         while isinstance(node, torch.fx.Node) and owner(node) == layer and node.op == "call_function":
-            if len(node.all_input_nodes) != 1 or len(node.users) != 1:
+            if len(node.all_input_nodes) != 1 or len(users_of(node)) != 1:
                 return None
             node = node.all_input_nodes[0]
-        inside = [user for user in getattr(node, "users", ()) if owner(user) == layer]
+        inside = [user for user in users_of(node) if owner(user) == layer]
         value = self._values.get(node) if isinstance(node, torch.fx.Node) and len(inside) == 1 and layer else None
         return value if isinstance(value, Tensor) else None
 

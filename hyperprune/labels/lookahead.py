@@ -16,6 +16,7 @@ PASSED = {
 FARTHEST = 40
 EACH_BY_ITSELF = ("batch_norm", "relu", "relu6", "silu", "gelu", "hardswish", "hardtanh", "dropout", "leaky_relu")
 VIEWS = ("view", "reshape", "unflatten")
+CHECK = "_assert_tensor_metadata"  # torch.export puts one before every cast
 NORM_READINGS = ("whole groups", "inner channels")
 
 
@@ -50,6 +51,11 @@ def splits_channels(node: torch.fx.Node) -> bool:
 def _is_in_rows(image: torch.fx.Node, view: torch.fx.Node) -> bool:
     before, after = image.meta["val"].shape, view.meta["val"].shape
     return len(after) == len(before) + 1 and after[-2:] == before[-2:]
+
+
+def users_of(node: object) -> list[torch.fx.Node]:
+    """Return the calls that use a value, but for checks of its type."""
+    return [user for user in getattr(node, "users", ()) if plain_name(user) != CHECK]
 
 
 def plain_name(node: torch.fx.Node) -> str:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch.fx
 
 from hyperprune.labels.ledger import NormKind
-from hyperprune.labels.lookahead import plain_name
+from hyperprune.labels.lookahead import plain_name, users_of
 from hyperprune.trace import owner
 
 CASTS = ("to", "_to_copy", "type_as", "alias")
-CHECK = "_assert_tensor_metadata"  # torch.export puts one before every cast
 LENGTHS = ("norm", "linalg_vector_norm")
 LAID_OUT = (*CASTS, "view", "reshape", "unsqueeze", "slice")
 
@@ -135,8 +134,7 @@ def _mean_of(x: torch.fx.Node) -> torch.fx.Node | None:
 
 def _users(node: torch.fx.Node) -> list[torch.fx.Node]:
     """Return the calls that use a value, whatever type it was cast to."""
-    users = [user for user in node.users if plain_name(user) != CHECK]
-    return [use for user in users for use in (_users(user) if _casts(user) else [user])]
+    return [use for user in users_of(node) for use in (_users(user) if _casts(user) else [user])]
 
 
 def _only_user(node: torch.fx.Node | None, *names: str) -> torch.fx.Node | None:

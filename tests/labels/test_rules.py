@@ -18,7 +18,7 @@ from hyperprune.errors import NothingPrunableError
 from hyperprune.labels import flow, operator_name, registered, rule, unregister
 from hyperprune.labels.registry import find
 from hyperprune.rehearsal import rehearse
-from hyperprune.trace import ExampleInputs, trace
+from hyperprune.trace import ExampleInputs, Trace, trace
 from hyperprune.verify import Proof
 from tests.labels.operations import ALIASES, RANDOM, TABLE, UNKNOWN, Row, conv, one
 from tests.models import couple, layout, random_half, relative_error, zeroed
@@ -28,9 +28,15 @@ EXACT = [row for row in TABLE if row.says.rpartition(" ")[2] not in RANDOM and "
 
 
 @cache
+def traced(row: Row) -> tuple[nn.Module, ExampleInputs, tuple[Trace, ...]]:
+    model, inputs = row.model(), ExampleInputs.of(row.x())
+    return model, inputs, trace(model, inputs)
+
+
+@cache
 def operators(row: Row) -> list[str]:
     """Return the operators that a row's graph calls, in order, without repetition."""
-    graph = trace(row.model(), ExampleInputs.of(row.x()))[0].graph
+    graph = traced(row)[2][0].graph
     return list(dict.fromkeys(operator_name(node.target) for node in graph.nodes if node.op == "call_function"))
 
 
@@ -97,8 +103,7 @@ def test_what_is_offered_equals_the_network_with_zeroed_weights(row: Row) -> Non
 def test_without_its_rule_an_operation_freezes_what_it_touches_and_nothing_goes_wrong() -> None:
     cost_units = 0
     for row, operator in removals():
-        model, inputs = row.model(), ExampleInputs.of(row.x())
-        traces = trace(model, inputs)
+        model, inputs, traces = traced(row)
         before = build(flow(traces), model)
         with without(operator):
             coupling = build(flow(traces), model)

@@ -63,7 +63,7 @@ class ResponseNorm(WrittenLayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         lengths = x.norm(p=2, dim=tuple(range(1, x.ndim - 1)), keepdim=True)
-        share = lengths / (lengths.mean(-1, keepdim=True) + 1e-9)
+        share = lengths / (lengths.mean(-1, keepdim=True) + 1e-30)
         return torch.addcmul(self.beta, self.gamma, x * share) + x
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import compact, varies, varying_axes
 from hyperprune.labels.call import Call
+from hyperprune.labels.ledger import TensorRef
 from hyperprune.labels.reasons import BROADCAST
 from hyperprune.labels.registry import rule
 
@@ -66,13 +67,6 @@ UNARY = [
     "detach",
     "detach_",
     "lift_fresh_copy",
-    "to",
-    "_to_copy",
-    "type_as",
-    "float",
-    "half",
-    "bfloat16",
-    "double",
     "zeros_like",
     "ones_like",
     "full_like",
@@ -82,13 +76,14 @@ UNARY = [
     "bernoulli",
     "fill",
     "zero",
-    "_assert_tensor_metadata",
     "isnan",
     "isinf",
     "isfinite",
     "logical_not",
     "bitwise_not",
 ]
+
+CASTS = ["to", "_to_copy", "type_as", "float", "half", "bfloat16", "double", "_assert_tensor_metadata"]
 
 BINARY = [
     "add",
@@ -150,6 +145,13 @@ def unary(call: Call) -> Any:
     """Every element stays where it is: labels pass through."""
     tensors = call.tensors()
     return call.labels(tensors[0]) if tensors else call.constant()
+
+
+@rule(*CASTS)
+def cast(call: Call) -> Any:
+    """A parameter in another type is still that parameter; labels pass through."""
+    value = call.tensors()[0]
+    return value if isinstance(value, TensorRef) and value.is_parameter else call.labels(value)
 
 
 @rule(*BINARY)
