@@ -215,15 +215,6 @@ LAYERS = [
         {"c": "abc"},
     ),
     Row(
-        "a weight in another type is that weight",
-        lambda: {"a": nn.Linear(3, 4), "b": nn.Linear(4, 3), "out": nn.Linear(3, 2)},
-        lambda net, x: net.out(
-            F.linear(net.a(x).float(), net.b.weight.type_as(x).float(), net.b.bias.to(torch.float32)).double()
-        ),
-        {"a": "abcd", "b": "efg"},
-        (2, 3),
-    ),
-    Row(
         "batch norm passes channels through",
         lambda: {**one()(), "bn": nn.BatchNorm2d(4)},
         lambda net, x: net.out(net.bn(net.a(x))),
@@ -1038,6 +1029,15 @@ STANDARDISED = [
         lambda: {"a": conv(3, 4), "t": nn.ConvTranspose2d(4, 5, 2), "out": conv(5, 2)},
         lambda net, x: net.out(F.conv_transpose2d(net.a(x), _standardised(net.t.weight))),
         NOTHING,
+    ),
+    Row(
+        "a weight in another type is that weight",
+        lambda: {"a": nn.Linear(3, 4), "b": nn.Linear(4, 3), "out": nn.Linear(3, 2)},
+        lambda net, x: net.out(
+            F.linear(net.a(x).float(), net.b.weight.type_as(x).float(), net.b.bias.to(torch.float32)).double()
+        ),
+        {"a": "abcd", "b": "efg"},
+        (2, 3),
     ),
 ]
 
