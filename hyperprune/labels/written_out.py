@@ -16,6 +16,7 @@ from hyperprune.labels.lookahead import plain_name, users_of
 from hyperprune.trace import owner
 
 CASTS = ("to", "_to_copy", "type_as", "alias")
+SCALING = ("mul", "addcmul")
 LENGTHS = ("norm", "linalg_vector_norm")
 LAID_OUT = (*CASTS, "view", "reshape", "unsqueeze", "slice")
 
@@ -91,12 +92,14 @@ def _divided_by_root(variance: torch.fx.Node) -> tuple[torch.fx.Node | None, boo
 
 
 def _weighted(scaled: torch.fx.Node, kind: NormKind) -> WrittenNorm | None:
-    """Return the norm, if a parameter scales its result."""
-    product = _only_user(scaled, "mul", "addcmul")
+    """Return the norm, if a parameter scales its result, and does nothing but scale."""
+    product = _only_user(scaled, *SCALING)
     factors = [] if product is None else product.args[-2:]  # addcmul adds its first argument
     sources = [_source(factor) for factor in factors]
     weights = [source for source in sources if source is not None and source.op == "placeholder"]
-    return WrittenNorm(weights[0], kind) if len(weights) == 1 else None
+    if len(weights) != 1 or any(plain_name(user) not in SCALING for user in _users(weights[0], LAID_OUT)):
+        return None
+    return WrittenNorm(weights[0], kind)
 
 
 def _is_all_that_happens(x: torch.fx.Node, call: torch.fx.Node, expected: set[torch.fx.Node]) -> bool:
@@ -132,9 +135,9 @@ def _mean_of(x: torch.fx.Node) -> torch.fx.Node | None:
     return means[0] if len(means) == 1 else None
 
 
-def _users(node: torch.fx.Node) -> list[torch.fx.Node]:
+def _users(node: torch.fx.Node, passing: tuple[str, ...] = CASTS) -> list[torch.fx.Node]:
     """Return the calls that use a value, whatever type it was cast to."""
-    return [use for user in users_of(node) for use in (_users(user) if _casts(user) else [user])]
+    return [use for user in users_of(node) for use in (_users(user, passing) if _is(user, passing) else [user])]
 
 
 def _only_user(node: torch.fx.Node | None, *names: str) -> torch.fx.Node | None:
@@ -142,17 +145,17 @@ def _only_user(node: torch.fx.Node | None, *names: str) -> torch.fx.Node | None:
     return users[0] if len(users) == 1 and plain_name(users[0]) in names else None
 
 
-def _casts(node: torch.fx.Node) -> bool:
-    return node.op == "call_function" and plain_name(node) in CASTS
+def _is(node: torch.fx.Node, names: tuple[str, ...]) -> bool:
+    return node.op == "call_function" and plain_name(node) in names
 
 
 def _uncast(node: object) -> torch.fx.Node:
     assert isinstance(node, torch.fx.Node)
-    return _uncast(node.args[0]) if _casts(node) else node
+    return _uncast(node.args[0]) if _is(node, CASTS) else node
 
 
 def _source(value: object) -> torch.fx.Node | None:
     """Return where a value comes from, laid along the channels or cast on its way perhaps."""
-    while isinstance(value, torch.fx.Node) and value.op == "call_function" and plain_name(value) in LAID_OUT:
+    while isinstance(value, torch.fx.Node) and _is(value, LAID_OUT):
         value = value.args[0]
     return value if isinstance(value, torch.fx.Node) else None

@@ -88,6 +88,7 @@ UNKNOWN: dict[str, Written] = {
         (off_mean(x).square().mean(-1, keepdim=True) + 1e-6).sqrt() / off_mean(x) * layer.scale
     ),
     "no epsilon": lambda layer, x: off_mean(x) / off_mean(x).square().mean(-1, keepdim=True).sqrt() * layer.scale,
+    "the scale is added too": lambda layer, x: x * root_of_squares(x) * layer.scale + layer.scale,
     "no scale": lambda layer, x: x * root_of_squares(x) + layer.shift,
     "a scale from elsewhere": lambda layer, x: x * root_of_squares(x) * torch.arange(1, WIDTH + 1) * layer.shift,
     "something else is scaled": lambda layer, x: layer.shift * root_of_squares(x) * layer.scale,
