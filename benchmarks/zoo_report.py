@@ -110,8 +110,9 @@ def _summary(rows: dict[str, Record], results: dict[str, Record]) -> list[str]:
     seconds = sorted(record["seconds"] for record in exact)
     text += [
         "",
-        f"hyperize took {median(seconds):.1f} s in the median and {seconds[-1]:.0f} s at most, on one core of a",
-        f"machine that other work shared. The largest error was {max(r['error'] for r in exact):.1e}.",
+        f"hyperize took {median(seconds):.1f} s in the median and {seconds[-1]:.0f} s at most, on one core of machines",
+        "that other work shared, some three times as slow as others. The largest error was "
+        f"{max(r['error'] for r in exact):.1e}.",
     ]
     return text
 
