@@ -64,6 +64,6 @@ def plain_name(node: torch.fx.Node) -> str:
 
 
 def norms_in_groups(graphs: Iterable[torch.fx.Graph]) -> tuple[str, ...]:
-    """Return the calls that normalise several groups of channels: ``NORM_READINGS`` says how they may be read."""
+    """Return the calls that normalise several groups of channels: whole groups may go, or the same channels of each."""
     nodes = (node for graph in graphs for node in graph.nodes if plain_name(node) == "group_norm")
     return tuple(dict.fromkeys(node.name for node in nodes if node.args[1] > 1))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperprune.labels.arrays import varies, varying_axes
+from hyperprune.labels.arrays import extent, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import NormCall, NormKind, Standardised, TensorRef
 from hyperprune.labels.lookahead import NORM_READINGS, splits_channels
@@ -164,7 +164,7 @@ def _norm_over_last_axis(call: Call, kind: NormKind = "layer") -> Any:
     x = call.labels(call.arg("input"))
     if len(call.arg("normalized_shape")) > 1:
         return call.give_up(MIXED_NORM)
-    call.sized(x.movedim(-1, 0))
+    call.sized(extent(x, x.ndim - 1))
     return _mixing_norm(call, x, x.ndim - 1, kind=kind)
 
 
