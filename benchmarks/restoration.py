@@ -46,7 +46,7 @@ from examples.common.images import (
     zipped,
 )
 from examples.common.quality import Quality, quality
-from examples.common.rivals import random_channels, torch_pruning, uniform_widths
+from examples.common.rivals import random_channels, torch_pruning, torch_pruning_by_hand, uniform_widths
 from examples.networks import EDSR, DnCNN, SRResNet
 from hyperprune import Budget, HyperpruneError, Search, export_pruned, hyperize
 from hyperprune.cost import count_with_fvcore
@@ -236,6 +236,13 @@ ROWS: dict[str, Maker] = {
     "Torch-Pruning, group magnitude": cut_at_once(torch_pruning),
     "random channels": cut_at_once(random_channels),
 }
+BY_HAND = "Torch-Pruning, layers before PixelShuffle kept by hand"
+ROWS[BY_HAND] = cut_at_once(torch_pruning_by_hand)
+
+
+def rows_of(task: Task) -> list[str]:
+    """Return the rows that make sense for a task: without PixelShuffle nothing is to be kept by hand."""
+    return [name for name in ROWS if name != BY_HAND or task.scale > 1]
 
 
 def run_row(
@@ -317,7 +324,8 @@ def run_task(task: Task, options: argparse.Namespace, results: dict[str, Any], c
     results["tasks"][task.name]["before"] = before_any_network(task, sets)
     done = {(row["task"], row["row"], row["seed"]) for row in results["rows"]}
     for seed in options.seeds:
-        missing = [name for name in options.rows if (task.name, name, seed) not in done]
+        rows = [name for name in rows_of(task) if name in options.rows]
+        missing = [name for name in rows if (task.name, name, seed) not in done]
         if not missing:
             continue
         started = time.perf_counter()
@@ -367,7 +375,7 @@ def section(results: dict[str, Any], name: str) -> list[str]:
     seeds = sorted({row["seed"] for row in rows})
     head = ["row", "MACs", "params", *(f"{title} PSNR / SSIM" for title in before)]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], [_start(task), "", "", *map(_quality, before.values())]]
-    lines += [_summary([row for row in rows if row["row"] == title], list(before)) for title in ROWS]
+    lines += [_summary([row for row in rows if row["row"] == title], list(before)) for title in rows_of(TASKS[name])]
     return [
         f"## {_title(task)}",
         "",

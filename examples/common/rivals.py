@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,10 +49,30 @@ def torch_pruning(model: nn.Module, example: Tensor, macs: float, seed: int) -> 
     Raises:
         HyperpruneError: it fails on this network, or does not reach the MACs.
     """
+    return brought_to(partial(_by_magnitude, keep=()), model, example, macs)
+
+
+def torch_pruning_by_hand(model: nn.Module, example: Tensor, macs: float, seed: int) -> nn.Module:
+    """As ``torch_pruning``, with every layer in front of a PixelShuffle kept whole: it cannot follow channels there.
+
+    Raises:
+        HyperpruneError: it fails on this network, or does not reach the MACs.
+    """
+    chains = [list(module) for module in model.modules() if isinstance(module, nn.Sequential)]
+    shuffled = {layer for chain in chains for layer, after in pairwise(chain) if isinstance(after, nn.PixelShuffle)}
+    names = [name for name, module in model.named_modules() if module in shuffled]
+    return brought_to(partial(_by_magnitude, keep=names), model, example, macs)
+
+
+def _by_magnitude(
+    model: nn.Module, example: Tensor, keep: Sequence[str], ignored_layers: list[nn.Module], **options: Any
+) -> Any:
+    """Make a pruner that keeps some layers besides those that it would ignore anyway."""
     import torch_pruning as tp
 
-    by_magnitude = partial(tp.pruner.BasePruner, importance=tp.importance.GroupMagnitudeImportance())
-    return brought_to(by_magnitude, model, example, macs)
+    ignored_layers = [*ignored_layers, *(model.get_submodule(name) for name in keep)]
+    importance = tp.importance.GroupMagnitudeImportance()
+    return tp.pruner.BasePruner(model, example, importance=importance, ignored_layers=ignored_layers, **options)
 
 
 RIVALS = {"uniform": uniform_widths, "random": random_channels, "Torch-Pruning": torch_pruning}

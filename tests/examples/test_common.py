@@ -25,7 +25,7 @@ from examples.common.images import (
     zipped,
 )
 from examples.common.quality import luma, quality
-from examples.common.rivals import RIVALS
+from examples.common.rivals import RIVALS, torch_pruning_by_hand
 from examples.networks import EDSR, DnCNN
 from hyperprune import HyperpruneError
 from hyperprune.cost import count_with_fvcore
@@ -140,3 +140,13 @@ def test_uniform_widths_are_uniform() -> None:
 def test_torch_pruning_says_where_it_fails() -> None:
     with pytest.raises(HyperpruneError, match="Torch-Pruning fails"):
         RIVALS["Torch-Pruning"](EDSR(2, 8, 1), torch.rand(1, 3, 8, 8), 0.5, 0)
+
+
+def test_torch_pruning_goes_on_where_the_layers_before_pixel_shuffle_are_kept() -> None:
+    torch.manual_seed(0)
+    model, x = EDSR(2, 16, 4), torch.rand(1, 3, 8, 8)
+    slim = torch_pruning_by_hand(model, x, 0.7, 0)
+    (kept,) = (m.out_channels for m in slim.upsample.modules() if isinstance(m, nn.Conv2d))
+    assert kept == 64
+    assert count_with_fvcore(slim.eval(), x).macs / count_with_fvcore(model.eval(), x).macs <= 0.7
+    assert slim(x).shape == model(x).shape
