@@ -318,9 +318,15 @@ def test_the_page_shows_means_losses_and_failures(tmp_path: Path) -> None:
     )
     assert "Torch-Pruning, GroupTaylor (global)" in text
     assert "fails: it broke" in text
+    assert "under seed 0 alone: search, Fisher (default) 79.0; Torch-Pruning, GroupTaylor 70.0." in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text.splitlines()
+
+
+def test_rows_of_equal_seeds_are_compared_by_the_table_alone(tmp_path: Path) -> None:
+    text = written(tmp_path, result(DENSE, 0.80), result("fisher", 0.79), result("tp-taylor", 0.7, variant="global"))
+    assert "Rows of different seeds" not in text
 
 
 @pytest.mark.parametrize(("test", "verdict"), [(0.799, "met"), (0.79, "**not met**")])
