@@ -229,15 +229,15 @@ def cut_at_once(rival: Callable[[nn.Module, Tensor, float, int], nn.Module]) -> 
     return make
 
 
+BY_HAND = "Torch-Pruning, layers before PixelShuffle kept by hand"
 ROWS: dict[str, Maker] = {
     "dense, trained as long": unpruned,
     "hyperprune, search": searched,
     "uniform widths, random channels": cut_at_once(uniform_widths),
     "Torch-Pruning, group magnitude": cut_at_once(torch_pruning),
     "random channels": cut_at_once(random_channels),
+    BY_HAND: cut_at_once(torch_pruning_by_hand),
 }
-BY_HAND = "Torch-Pruning, layers before PixelShuffle kept by hand"
-ROWS[BY_HAND] = cut_at_once(torch_pruning_by_hand)
 
 
 def rows_of(task: Task) -> list[str]:

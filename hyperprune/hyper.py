@@ -25,7 +25,7 @@ from hyperprune.plan import WidthPlan
 from hyperprune.rehearsal import Choices, after_fault, rehearse
 from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
-from hyperprune.trace import ExampleInputs, Trace, trace
+from hyperprune.trace import ExampleInputs, trace
 from hyperprune.verify import Proof, compare, run_eval
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -184,29 +184,27 @@ def hyperize(
         ledger = flow(traces, choices.readings, attention)
         return build(ledger, base, unreached, choices.closed, kept, choices.heirs)
 
-    choices = _first_choices(traces, couple)
+    norms = norms_in_groups(trace.graph for trace in traces)
+    choices, coupling = _first_reading(norms, couple)
     while True:
-        coupling = couple(choices)
         _require_something(coupling, base)
         outcome = rehearse(base, coupling, inputs)
         if isinstance(outcome, Proof):
             found = replace(coupling, branches=find_branches(traces[0], coupling))
             return _assemble(base, found, Lean() if generator is None else generator, inputs)
         choices = after_fault(choices, coupling, base, outcome)
+        coupling = couple(choices)
 
 
-def _first_choices(traces: tuple[Trace, ...], couple: Callable[[Choices], CouplingMap]) -> Choices:
+def _first_reading(norms: tuple[str, ...], couple: Callable[[Choices], CouplingMap]) -> tuple[Choices, CouplingMap]:
     """Return the likeliest readings; of group norms, those that leave more combinations of widths to choose from.
 
     They are all read alike: a stream of which one norm wants whole groups, and another the same channels of every
     group, would have to stay whole.
     """
-    norms = norms_in_groups(trace.graph for trace in traces)
-    if not norms:
-        return Choices()
-    return max(
-        Choices(), Choices().next(norms), key=lambda choices: prod(group.size for group in couple(choices).groups)
-    )
+    options = [Choices(), *([Choices().next(norms)] if norms else [])]
+    readings = [(choices, couple(choices)) for choices in options]
+    return max(readings, key=lambda reading: prod(group.size for group in reading[1].groups))
 
 
 def _kept(model: nn.Module, keep: Iterable[Pattern], only: Iterable[Pattern]) -> frozenset[str]:

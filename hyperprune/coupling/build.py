@@ -373,7 +373,7 @@ def _norms(ledger: Ledger, units: np.ndarray) -> tuple[Norm, ...]:
         here = units[call.labels.numpy()]
         if (here != STAYS).any():
             layout = (call.axis, call.groups, call.kind, call.spatial)
-            found[Norm(call.module, call.weight, tuple(here.tolist()), *layout)] = None
+            found[Norm(call.weight, tuple(here.tolist()), *layout)] = None
     return tuple(found)
 
 

@@ -151,8 +151,7 @@ class Norm:
     """A norm that reads all of these channels together; its statistics run over the living ones.
 
     Attributes:
-        module: path of the norm layer.
-        weight: name of its scale, one number per channel.
+        weight: name of the layer's scale, one number per channel.
         units: for each channel its unit, ``STAYS`` (-1) where it stays.
         axis: where the channels lie in the layer's input.
         groups: in how many groups the norm takes its statistics.
@@ -161,13 +160,17 @@ class Norm:
         spatial: whether its statistics run over the axes behind the channels too.
     """
 
-    module: str
     weight: str
     units: tuple[int, ...]
     axis: int
     groups: int
     kind: NormKind
     spatial: bool
+
+    @property
+    def module(self) -> str:
+        """Path of the norm layer."""
+        return self.weight.rpartition(".")[0]
 
 
 @dataclass(frozen=True)

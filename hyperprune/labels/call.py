@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.fx
@@ -181,6 +181,10 @@ class Call:
     def inhabited(self, labels: Tensor) -> None:
         """Note that this operation refuses to run without any channel: some of these stay."""
         self._ledger.inhabited.append(thin(labels).reshape(-1))
+
+    def owns(self, value: Any) -> TypeGuard[TensorRef]:
+        """Say whether a value is a parameter or buffer of the very layer whose ``forward`` makes this call."""
+        return isinstance(value, TensorRef) and value.name.rpartition(".")[0] == self.origin.module
 
     def living_norm(self, norm: NormCall) -> None:
         """Note that this layer's statistics are to run over the living channels while searching."""

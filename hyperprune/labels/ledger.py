@@ -87,7 +87,6 @@ class NormCall:
     """A norm that reads all channels together, in a layer of its own.
 
     Attributes:
-        module: path of the norm layer.
         weight: name of the layer's scale, one number per channel.
         labels: the channels it reads, shape ``[channels]``.
         axis: where they lie in the layer's input.
@@ -96,7 +95,6 @@ class NormCall:
         spatial: whether its statistics run over the axes behind the channels too.
     """
 
-    module: str
     weight: str
     labels: Tensor
     axis: int

@@ -16,6 +16,7 @@ PASSED = {
 FARTHEST = 40
 EACH_BY_ITSELF = ("batch_norm", "relu", "relu6", "silu", "gelu", "hardswish", "hardtanh", "dropout", "leaky_relu")
 VIEWS = ("view", "reshape", "unflatten")
+CASTS = ("to", "_to_copy", "type_as", "float", "half", "bfloat16", "double")
 CHECK = "_assert_tensor_metadata"  # torch.export puts one before every cast
 NORM_READINGS = ("whole groups", "inner channels")
 

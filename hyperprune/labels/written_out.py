@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch.fx
 
 from hyperprune.labels.ledger import NormKind
-from hyperprune.labels.lookahead import plain_name, users_of
+from hyperprune.labels.lookahead import CASTS, plain_name, users_of
 from hyperprune.trace import owner
 
-CASTS = ("to", "_to_copy", "type_as", "alias")
+PASSING = (*CASTS, "alias")
 SCALING = ("mul", "addcmul")
 LENGTHS = ("norm", "linalg_vector_norm")
-LAID_OUT = (*CASTS, "view", "reshape", "unsqueeze", "slice")
+LAID_OUT = (*PASSING, "view", "reshape", "unsqueeze", "slice")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _mean_of(x: torch.fx.Node) -> torch.fx.Node | None:
     return means[0] if len(means) == 1 else None
 
 
-def _users(node: torch.fx.Node, passing: tuple[str, ...] = CASTS) -> list[torch.fx.Node]:
+def _users(node: torch.fx.Node, passing: tuple[str, ...] = PASSING) -> list[torch.fx.Node]:
     """Return the calls that use a value, whatever type it was cast to."""
     return [use for user in users_of(node) for use in (_users(user, passing) if _is(user, passing) else [user])]
 
@@ -151,7 +151,7 @@ def _is(node: torch.fx.Node, names: tuple[str, ...]) -> bool:
 
 def _uncast(node: object) -> torch.fx.Node:
     assert isinstance(node, torch.fx.Node)
-    return _uncast(node.args[0]) if _is(node, CASTS) else node
+    return _uncast(node.args[0]) if _is(node, PASSING) else node
 
 
 def _source(value: object) -> torch.fx.Node | None:

@@ -336,15 +336,15 @@ def test_a_product_without_a_bias_has_one_tensor() -> None:
 def test_norms_that_read_prunable_channels_are_listed_once() -> None:
     script, (a, b, c) = chain(4, 5, 2)
     calls = [
-        NormCall("n1", "n1.weight", torch.cat([a, c]), 1, groups=2, kind="rms", spatial=True),
-        NormCall("n1", "n1.weight", torch.cat([a, c]), 1, groups=2, kind="rms", spatial=True),
-        NormCall("n2", "n2.weight", c, -1),
-        NormCall("n3", "n3.weight", b, 2),
+        NormCall("n1.weight", torch.cat([a, c]), 1, groups=2, kind="rms", spatial=True),
+        NormCall("n1.weight", torch.cat([a, c]), 1, groups=2, kind="rms", spatial=True),
+        NormCall("n2.weight", c, -1),
+        NormCall("n3.weight", b, 2),
     ]
     script.norms += calls
     assert script.solved().norms == (
-        Norm("n1", "n1.weight", (0, 1, 2, 3, STAYS, STAYS), 1, 2, "rms", True),
-        Norm("n3", "n3.weight", (4, 5, 6, 7, 8), 2, 1, "layer", False),
+        Norm("n1.weight", (0, 1, 2, 3, STAYS, STAYS), 1, 2, "rms", True),
+        Norm("n3.weight", (4, 5, 6, 7, 8), 2, 1, "layer", False),
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import TensorRef
+from hyperprune.labels.lookahead import CASTS, CHECK
 from hyperprune.labels.reasons import BROADCAST
 from hyperprune.labels.registry import rule
 
@@ -83,8 +84,6 @@ UNARY = [
     "bitwise_not",
 ]
 
-CASTS = ["to", "_to_copy", "type_as", "float", "half", "bfloat16", "double", "_assert_tensor_metadata"]
-
 BINARY = [
     "add",
     "sub",
@@ -147,7 +146,7 @@ def unary(call: Call) -> Any:
     return call.labels(tensors[0]) if tensors else call.constant()
 
 
-@rule(*CASTS)
+@rule(*CASTS, CHECK)
 def cast(call: Call) -> Any:
     """A parameter in another type is still that parameter; labels pass through."""
     value = call.tensors()[0]

@@ -15,7 +15,7 @@ from hyperprune.labels.lookahead import NORM_READINGS, splits_channels
 from hyperprune.labels.reasons import COMPUTED, MIXED_NORM, POSITIONS
 from hyperprune.labels.registry import rule
 from hyperprune.labels.standardised import reads_what_enters
-from hyperprune.trace import owner, owner_class
+from hyperprune.trace import owner_class
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -31,7 +31,7 @@ def convolution(call: Call) -> Any:
 
 def _living_rows(call: Call, weight: Standardised) -> None:
     """Rows are standardised over the living inputs, where the weight's own layer does nothing else with its input."""
-    if owner(call.node) == weight.name.rpartition(".")[0] and reads_what_enters(call.node):
+    if call.owns(weight) and reads_what_enters(call.node):
         call.living_rows(weight)
     else:
         call.freeze(call.axis(weight, 1), COMPUTED)
@@ -201,17 +201,14 @@ def _mixing_norm(
     channels = call.channels(x, axis)
     entering = call.entering()
     varying = [] if entering is None else varying_axes(entering)
-    layer = call.origin.module
-    if not isinstance(weight, TensorRef) or weight.name.rpartition(".")[0] != layer:
-        return call.give_up(MIXED_NORM)
-    if entering is None or len(varying) != 1:
+    if not call.owns(weight) or entering is None or len(varying) != 1:
         return call.give_up(MIXED_NORM)
     line = call.channels(entering, varying[0])
     if not torch.equal(line, channels):
         return call.give_up(MIXED_NORM)
     for vector in (weight, call.arg("bias")):
         _follow(call, vector, channels)
-    call.living_norm(NormCall(layer, weight.name, channels, varying[0], groups, kind, spatial))
+    call.living_norm(NormCall(weight.name, channels, varying[0], groups, kind, spatial))
     return call.along(channels, axis)
 
 

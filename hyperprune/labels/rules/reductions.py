@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import compact, varies, varying_axes
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import NormCall, TensorRef
+from hyperprune.labels.ledger import NormCall
 from hyperprune.labels.reasons import REDUCED
 from hyperprune.labels.registry import rule
 from hyperprune.labels.rules.elementwise import between
@@ -79,10 +79,9 @@ def _is_of_a_written_norm(call: Call, x: Tensor, axis: int) -> bool:
     """Say whether a layer writes out a norm of which this is a part; its statistics are to run over the living."""
     norm = written_norm(call.node) if call.operator in ("aten::mean", "aten::var") else None
     weight = None if norm is None else call.value(norm.weight)
-    layer = call.origin.module
-    if norm is None or not isinstance(weight, TensorRef) or weight.name.rpartition(".")[0] != layer:
+    if norm is None or not call.owns(weight):
         return False
-    call.living_norm(NormCall(layer, weight.name, call.channels(x, axis), axis, kind=norm.kind))
+    call.living_norm(NormCall(weight.name, call.channels(x, axis), axis, kind=norm.kind))
     return True
 
 
