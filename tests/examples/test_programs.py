@@ -46,7 +46,7 @@ def test_denoising_compares_and_draws(name: str, network: torch.nn.Module, tmp_p
         "dense",
         *(f"{maker}, 40%" for maker in ("hyperprune", "uniform", "random", "Torch-Pruning")),
     ]
-    assert 0.38 < table[2].macs <= 0.4
+    assert 0.4 - 24 / 312 < table[2].macs <= 0.4  # a channel between two layers of 12 costs 24 of 312 kernels
     assert 20.17 < table[0].quality["camera"].psnr < 21.2  # 20 log10(255 / 25), and what clipping to [0, 1] wins
     assert (tmp_path / "pictures.png").read_bytes().startswith(PNG)
     assert json.loads((tmp_path / "results.json").read_text())["settings"]["sigma"] == 25.0
