@@ -74,7 +74,7 @@ bench-latency: $(STAMP)  ## time slim networks in ONNX Runtime (about 5 minutes;
 	$(BIN)/python benchmarks/deploy.py latency --again
 	$(BIN)/python benchmarks/deploy.py report
 
-bench-restoration: $(STAMP)  ## super-resolution and denoising at 40 % of the MACs (needs ../shared/data; resumable; an hour)
+bench-restoration: $(STAMP)  ## super-resolution and denoising at 40 % of the MACs (needs ../shared/data; resumable; most of a day on a CPU)
 	$(BIN)/python -m benchmarks.restoration
 	$(BIN)/python -m benchmarks.restoration --table
 
@@ -90,7 +90,7 @@ example-cifar: $(STAMP)  ## ResNet-20 on handwritten digits: dense, pruned and r
 example-timm: $(STAMP)  ## a timm model on a folder of images (minutes)
 	$(BIN)/python -m examples.classification.timm_folder
 
-nightly: $(STAMP)  ## hyperize, prune and export 5,000 random networks, compared with zeroing by hand (resumable; an hour)
+nightly: $(STAMP)  ## hyperize, prune and export 5,000 random networks, compared with zeroing by hand (resumable; two hours)
 	$(BIN)/python -m benchmarks.random_networks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m nightly
 

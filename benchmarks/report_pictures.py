@@ -63,7 +63,7 @@ def main() -> None:
 
 def hyperprune(*arguments: str) -> str:
     """Run the command line and return what it prints."""
-    command = [sys.executable, "-m", "hyperprune.cli", *arguments]
+    command = [sys.executable, "-m", "hyperprune", *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

@@ -45,6 +45,7 @@ def _steps(rows: Mapping[str, Row]) -> str:
         "wall",
         "peak memory",
         "optimiser MB",
+        "load",
     )
     lines = [
         _step(row, kind, figures)
@@ -59,10 +60,12 @@ def _steps(rows: Mapping[str, Row]) -> str:
 def _step(row: Row, kind: str, figures: Row) -> list[object]:
     batch, _, pixels, _ = row["shape"]
     low, high = figures["cpu_ratio_quartiles"]
+    fastest = figures.get("fastest_cpu_ratio")
     return [
         f"{row['network']}, {batch}, {pixels} ({row['rounds']} rounds)", kind, f"{figures['cpu_ratio']:.3f}",
-        f"{low:.3f} to {high:.3f}", f"{figures.get('fastest_cpu_ratio', float('nan')):.3f}",
+        f"{low:.3f} to {high:.3f}", "–" if fastest is None else f"{fastest:.3f}",
         f"{figures['wall_ratio']:.3f}", f"{figures['peak_ratio']:.3f}", f"{figures['optimizer_bytes'] / 1e6:.0f}",
+        row["load_before"],
     ]  # fmt: skip
 
 
@@ -105,7 +108,9 @@ def _growth(rows: Mapping[str, Row]) -> str:
         if case.startswith(("depth/", "width/", "image/"))
     ]  # fmt: skip
     header = ("grows", "at", "torch export s", "hyperize s", "export_pruned s", "lean step", "lean peak memory")
-    return _table("How cost grows", header, lines)
+    return _table(
+        "How cost grows (steps of batch 4 at 128 pixels, two rounds: so short that they scatter)", header, lines
+    )
 
 
 def _machine(results: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ def write_report(results: dict[str, Record]) -> None:
     lines = [
         "# The zoo: any model, one by one",
         "",
-        *_how(),
+        *_how(rows),
         "",
         *_summary(rows, results),
         "",
@@ -56,7 +56,12 @@ def kind(record: Record) -> str:
     return "hybrid" if share > 0.3 else "transformer"
 
 
-def _how() -> list[str]:
+def _how(rows: dict[str, Record]) -> list[str]:
+    least = min(
+        (record["hyperprune"]["power"] for record in rows.values() if "power" in record["hyperprune"]), default=0
+    )
+    stopped = [r["torch_pruning"] for r in rows.values() if r.get("torch_pruning", {}).get("status") == "does not run"]
+    reshapes = sum("is invalid for input of size" in record["message"] for record in stopped)
     return [
         "Every classification and segmentation model of torchvision, and two or more of every module of timm, each in",
         "a process of its own (`python benchmarks/zoo.py`; the list is `benchmarks/zoo_models.txt`). Weights are",
@@ -72,15 +77,20 @@ def _how() -> list[str]:
         "* **second opinion**: in two rounds, half of every group is gated to zero and noise put on all that makes it,",
         "  then the other half (`tests/second_opinion.py`, which shares no code with the analysis). It agrees if the",
         "  outputs stay and no layer reads a changed channel that the coupling does not count among the dead.",
-        "* **power**: how far the first removal moved the output, relative too. With zero power no proof could fail.",
-        "* **Torch-Pruning**: its `BasePruner`, magnitude importance, ratio 0.5, the classifier left out, heads set as",
-        "  in its own timm example; its result is compared with the dense network in which the input slices of the",
-        "  removed channels are zero (layer norms over the channels that are left).",
+        "* **power**: how far the first removal moved the output, relative too. With zero power no proof could fail;",
+        f"  the smallest is {least:.0e}.",
+        "* **Torch-Pruning**: its `BasePruner`, magnitude importance, ratio 0.5, the classifier left out, `num_heads`",
+        "  and `head_dim` set as in its own timm example; its result is compared with the dense network in which the",
+        "  input slices of the removed channels are zero (layer norms over the channels that are left). Other sizes",
+        "  that a `forward()` reads from attributes (timm's `attn_dim`, torchvision's `hidden_dim`) are left as they",
+        f"  are, though Torch-Pruning asks its users to set them: {reshapes} of the {len(stopped)} that do not run",
+        "  stop at a reshape. They say that a user has work to do there, and nothing about its analysis.",
         "",
         "The machine had two cores that other work shared; each process had one thread and at most 16 GB. hyperprune",
-        "had 400 s a model, Torch-Pruning 150 s: a timeout is no verdict. hyperprune's rows come from successive",
-        "versions of one day; models that a later change could touch were run again. Most of Torch-Pruning's are from",
-        "an earlier run of both tools.",
+        "had 400 s a model (one row had more), Torch-Pruning 150 s, which six of hyperprune's exact rows exceeded: a",
+        "timeout is no verdict. One limit for both: `python benchmarks/zoo.py --again --timeout 400`. hyperprune's",
+        "rows come from successive versions of one day; models that a later change could touch were run again. Most of",
+        "Torch-Pruning's are from an earlier run of both tools.",
     ]
 
 
@@ -183,7 +193,7 @@ def _table(results: dict[str, Record]) -> list[str]:
         text.append(
             f"| {name} | {kind(ours)} | {ours['params'] / 1e6:.1f} M | {'x'.join(map(str, ours['input']))} "
             f"| {ours['groups']} | {ours['units']} | {100 * ours['prunable']:.1f} % | {ours['error']:.0e} "
-            f"| {ours['power']:.2f} | {ours['seconds']:.1f} | {ours['peak_mb']} | {rival} |"
+            f"| {ours['power']:.2g} | {ours['seconds']:.1f} | {ours['peak_mb']} | {rival} |"
         )
     return text
 

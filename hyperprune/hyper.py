@@ -138,7 +138,7 @@ def hyperize(
     only: Iterable[Pattern] = (),
     attention: Attention = "heads",
 ) -> HyperModel:
-    """Give every convolution, and the linear layers it meets, a weight generated from latents.
+    """Give every layer that reads removable channels a weight generated from latents.
 
     The result computes the same outputs as ``model``, bit for bit, in eval and in train mode. ``model`` itself is
     not changed: parameters, buffers, mode, gradients, hooks and the global random state stay as found.

@@ -1,10 +1,11 @@
-"""Models by name: ``timm/resnet50``, ``torchvision/resnet50``, ``package.module:factory``."""
+"""Models by name: ``timm/resnet50``, ``torchvision/resnet50,num_classes=5``, ``package.module:factory``."""
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,51 +28,76 @@ def load_model(spec: str, pretrained: bool = False) -> LoadedModel:
     """Build a model from its name.
 
     Args:
-        spec: ``timm/NAME``, ``torchvision/NAME`` or ``package.module:factory`` (called without arguments).
+        spec: ``timm/NAME``, ``torchvision/NAME`` or ``package.module:factory``; arguments of the builder follow after
+            commas, as in ``timm/resnet50,num_classes=5``.
         pretrained: load the library's default weights (timm and torchvision download them).
 
     Raises:
-        ModelError: the name is not understood, the library is not installed, or it knows no such model.
+        ModelError: the name is not understood, the library is not installed, it knows no such model, or the model
+            takes no such argument.
+
+    Example:
+        >>> load_model("torchvision/resnet18,num_classes=5").model.fc.out_features
+        5
     """
-    library, _, name = spec.partition("/")
-    if library == "timm" and name:
-        return _from_timm(name, pretrained)
-    if library == "torchvision" and name:
-        return _from_torchvision(name, pretrained)
-    if ":" in spec:
-        return _from_factory(*spec.split(":", 1))
+    plain, *words = spec.split(",")
+    arguments = dict(_argument(word, spec) for word in words)
+    library, _, name = plain.partition("/")
+    try:
+        if library == "timm" and name:
+            return _from_timm(name, pretrained, arguments)
+        if library == "torchvision" and name:
+            return _from_torchvision(name, pretrained, arguments)
+        if ":" in plain:
+            return _from_factory(*plain.split(":", 1), arguments)
+    except TypeError as error:
+        if not arguments:
+            raise
+        raise ModelError(f"{plain} cannot be built with {', '.join(words)}: {error}") from error
     raise ModelError(
         f"{spec!r} names no model. Write timm/resnet50, torchvision/resnet50, or package.module:factory for your own."
     )
 
 
-def _from_timm(name: str, pretrained: bool) -> LoadedModel:
+def _argument(word: str, spec: str) -> tuple[str, Any]:
+    """Read ``num_classes=5``; a value that is no Python literal is a string."""
+    name, equals, value = word.strip().partition("=")
+    if not (name.isidentifier() and equals and value):
+        raise ModelError(f"{word!r} in {spec!r} is no argument. Write them as in timm/resnet50,num_classes=5.")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
+
+
+def _from_timm(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> LoadedModel:
     timm = _library("timm")
     stem = name.split(".")[0]
     if stem not in timm.list_models():
         raise ModelError(f"timm has no model {name!r}.{_nearest(stem, timm.list_models())}")
-    model = timm.create_model(name, pretrained=pretrained)
+    model = timm.create_model(name, pretrained=pretrained, **arguments)
     return LoadedModel(model, tuple((model.default_cfg or {}).get("input_size", DEFAULT_SIZE)))
 
 
-def _from_torchvision(name: str, pretrained: bool) -> LoadedModel:
+def _from_torchvision(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> LoadedModel:
     models = _library("torchvision.models")
     if name not in models.list_models():
         raise ModelError(f"torchvision has no model {name!r}.{_nearest(name, models.list_models())}")
-    parts = {"weights": "DEFAULT" if pretrained else None}
+    parts: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
     if models.get_model_builder(name).__module__.startswith(
         ("torchvision.models.segmentation", "torchvision.models.detection")
     ):
         parts["weights_backbone"] = None
     size = 299 if name == "inception_v3" else 224
-    return LoadedModel(models.get_model(name, **parts), (3, size, size))
+    return LoadedModel(models.get_model(name, **(parts | dict(arguments))), (3, size, size))
 
 
-def _from_factory(module: str, factory: str) -> LoadedModel:
+def _from_factory(module: str, factory: str, arguments: Mapping[str, Any]) -> LoadedModel:
     try:
-        model: Any = getattr(importlib.import_module(module), factory)()
+        build = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         raise ModelError(f"{module}:{factory} cannot be imported: {error}") from error
+    model: Any = build(**arguments)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{module}:{factory} returned {type(model).__name__}, not a torch.nn.Module.")
     return LoadedModel(model, DEFAULT_SIZE)

@@ -15,6 +15,10 @@ def build_small() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
 
 
+def build_wide(width: int, head: str = "none") -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.Identity() if head == "none" else nn.Flatten())
+
+
 def build_nothing() -> str:
     return "not a module"
 
@@ -32,6 +36,15 @@ class TestNames:
     def test_a_factory_of_ones_own_is_called(self):
         assert isinstance(load_model(f"{__name__}:build_small").model, nn.Sequential)
 
+    @pytest.mark.parametrize("spec", ["timm/resnet10t,num_classes=5", "torchvision/resnet18,num_classes=5"])
+    def test_arguments_follow_the_name(self, spec):
+        assert load_model(spec).model.fc.out_features == 5
+
+    def test_arguments_of_a_factory_are_numbers_and_words(self):
+        model = load_model(f"{__name__}:build_wide,width=6,head=flat").model
+        assert model[0].out_channels == 6
+        assert isinstance(model[1], nn.Flatten)
+
     @pytest.mark.parametrize(
         ("spec", "hint"),
         [
@@ -40,6 +53,10 @@ class TestNames:
             ("torchvision/resnet19", "Did you mean"),
             ("no_such_module:f", "cannot be imported"),
             (f"{__name__}:build_nothing", "returned str"),
+            (f"{__name__}:build_small,width=3", "cannot be built with width=3"),
+            ("torchvision/resnet18,classes=3", "cannot be built with classes=3"),
+            ("timm/resnet10t,5", "no argument"),
+            ("timm/resnet10t,num_classes=", "no argument"),
         ],
     )
     def test_a_name_that_is_not_understood_is_an_error_that_helps(self, spec, hint):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,6 +13,7 @@ from benchmarks.search.results import Results, Row
 from benchmarks.search.settings import MOMENTUM, NETWORKS, PRESETS, WEIGHT_DECAY, Course
 from hyperprune.files import write_whole
 
+SHOWN = 4
 MARKS = ("<!-- search: begin -->", "<!-- search: end -->")
 CLAIMS = (("ResNet-56", 0.5, 0.2), ("ResNet-56", 0.3, 1.0))  # network, target, points that may be lost
 NOTES = {
@@ -129,21 +130,15 @@ def claims(results: Results, preset: str) -> list[str]:
     return found
 
 
-def best_of_ours(cells: Iterable[Cell]) -> list[str]:
-    """Name, per network and target, our method that is best on the held-out images, and by how much."""
+def by_held_out(cells: Iterable[Cell]) -> list[str]:
+    """Rank, per network and target, the methods by the held-out images, by which choices are made."""
     found = []
     for cell in cells:
-        means = {
-            name: mean(row["held_out"] for row in finished(rows))
-            for name, rows in cell.rows.items()
-            if METHODS[name].family == "ours" and finished(rows)
-        }
-        if len(means) > 1:
-            first, second = sorted(means, key=means.__getitem__, reverse=True)[:2]
-            found.append(
-                f"* {cell.network}, {cell.target:.0%}: {METHODS[first].title} ({100 * means[first]:.1f} %), then "
-                f"{METHODS[second].title} ({100 * means[second]:.1f} %)"
-            )
+        held_out = {name: [100 * row["held_out"] for row in finished(rows)] for name, rows in cell.rows.items()}
+        ranked = sorted((name for name in held_out if held_out[name]), key=lambda name: -mean(held_out[name]))
+        if len(ranked) > 1:
+            listed = "; ".join(f"{METHODS[name].title} {_spread(held_out[name])}" for name in ranked[:SHOWN])
+            found.append(f"* {cell.network}, {cell.target:.0%}: {listed}")
     return found
 
 
@@ -159,14 +154,14 @@ def sections(results: Results, preset: str, picture: str) -> list[str]:
         "",
         *_lengths(preset),
         "",
-        f"Run on: {'; '.join(machines)}.",
+        f"Run on: {'; '.join(machines)}. Finished so far: {_finished(cells)}.",
         "",
     ]
     lines += [f"![Test accuracy over MACs, every method and network]({picture})"]
     if met := claims(results, preset):
         lines += ["", "### What is promised", "", *met]
-    if best := best_of_ours(cell for several in cells.values() for cell in several):
-        lines += ["", "### The best of ours on the held-out images", "", *best]
+    if ranked := by_held_out(cell for several in cells.values() for cell in several):
+        lines += ["", "### The first on the held-out images", "", *ranked]
     for several in cells.values():
         for cell in several:
             lines += [
@@ -177,6 +172,16 @@ def sections(results: Results, preset: str, picture: str) -> list[str]:
                 *under_equal_seeds(cell),
             ]
     return lines
+
+
+def _finished(cells: Mapping[str, Sequence[Cell]]) -> str:
+    """Say how many rows of pruned networks there are, by network and target."""
+    counts = [
+        f"{network} at {cell.target:.0%} ({sum(len(finished(rows)) for rows in cell.rows.values())} rows)"
+        for network, several in cells.items()
+        for cell in several
+    ]
+    return ", ".join(counts) or "nothing"
 
 
 def _lengths(preset: str) -> list[str]:
@@ -213,8 +218,8 @@ and every row trains equally long on the same batches.
 * **Columns**: MACs and parameters by fvcore's count, relative to dense; accuracies in percent, mean ± standard
   deviation over seeds, after the last step, not the best one. "Cut" is right after the cut (a search has trained
   until then), "recalibrated" the same after batch norm's statistics were taken anew. "Lost" is against the dense
-  network of the same seed that took as many steps. Seconds of one run, without evaluations: of the processor on a
-  CPU, of the wall on a GPU.
+  network of the same seed that took as many steps, for the seeds that have one. Seconds of one run, without
+  evaluations: of the processor on a CPU, of the wall on a GPU.
 
 Repeat with `make bench-search`, and write this page with `make bench-search-report`. Each row is written to
 `benchmarks/results/search.json` when it is finished, and is not run again; `python -m benchmarks.search --help`

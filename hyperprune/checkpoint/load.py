@@ -39,7 +39,7 @@ def load_pruned(model: nn.Module | str, path: str | Path, *, moved_from: str | N
 
     Args:
         model: a dense network from the constructor that the slim one came from, with any weights; it is not
-            changed. Or a name: ``"timm/resnet50"``, ``"torchvision/resnet50"``, ``"package.module:factory"``.
+            changed. Or a name: ``"timm/resnet50"``, ``"timm/resnet50,num_classes=5"``, ``"package.module:factory"``.
         path: what ``save_pruned`` wrote.
         moved_from: the former module and name of the class, if it has been moved or renamed since.
 
@@ -126,7 +126,8 @@ def _check_fit(model: nn.Module, document: Document, stored: Mapping[str, Tensor
         shown = problems[:SHOWN] + [f"and {len(problems) - SHOWN} more"] * (len(problems) > SHOWN)
         raise CheckpointError(
             f"the file does not fit this {type(model).__name__}:\n  " + "\n  ".join(shown) + "\nBuild the model with "
-            "the arguments it was built with when it was pruned."
+            "the arguments it was built with when it was pruned, such as num_classes (in a name: "
+            "timm/resnet50,num_classes=5)."
         )
 
 

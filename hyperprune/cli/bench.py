@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperprune.cli.budgets import add_budget, budget_fields, in_flags, limits_nothing, refused_in_flags
-from hyperprune.cli.parsing import positive, size
+from hyperprune.cli.parsing import MODEL, positive, size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
         description=DESCRIPTION,
         epilog=EXAMPLES,
     )
-    parser.add_argument("dense", metavar="DENSE", help="timm/NAME, torchvision/NAME or package.module:factory")
+    parser.add_argument("dense", metavar="DENSE", help=MODEL)
     parser.add_argument("slim", metavar="SLIM", type=Path, nargs="?", help="checkpoint written by save_pruned")
     add_budget(parser, "budget to cut to, instead of SLIM")
     _add_measuring(parser)

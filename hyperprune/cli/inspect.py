@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperprune.cli.parsing import size
+from hyperprune.cli.parsing import MODEL, size
 from hyperprune.errors import HyperpruneError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hyperprune.coupling import CouplingMap
 
 DESCRIPTION = """\
-Trace a model (freshly built, without weights), find out which channels live or
+Trace a model (freshly built, with random weights), find out which channels live or
 die together, and show it as a table: groups, who makes and reads them, the
 MACs they carry, and what stays and why."""
 
@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
         description=DESCRIPTION,
         epilog=EXAMPLES,
     )
-    parser.add_argument("model", metavar="MODEL", help="timm/NAME, torchvision/NAME or package.module:factory")
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument(
         "--input", type=size, default=None, metavar="CxHxW", help="size of one input (default: the model's own)"
     )

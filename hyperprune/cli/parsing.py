@@ -9,11 +9,15 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["Parser"]
 
 
+MODEL = "timm/NAME, torchvision/NAME or package.module:factory; its arguments after commas: timm/NAME,num_classes=5"
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of the examples and names every default that says something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, True, False, {}) else super()._get_help_string(action)
+        silent = action.default is None or isinstance(action.default, bool) or action.default == {}
+        return action.help if silent else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

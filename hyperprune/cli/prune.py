@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperprune.cli.budgets import FLAGS, LIMITS, add_budget, in_flags, limits_nothing, refused_in_flags
-from hyperprune.cli.parsing import fraction, positive, size
+from hyperprune.cli.parsing import MODEL, fraction, positive, size
 from hyperprune.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -57,7 +57,10 @@ def add(commands: Commands) -> None:
         epilog=EXAMPLES,
     )
     parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="timm/NAME, torchvision/NAME or package.module:factory"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help=MODEL,
     )
     parser.add_argument("--data", metavar="DIR", help="folder of images, or sklearn/digits")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperprune.cli.parsing import size
+from hyperprune.cli.parsing import MODEL, size
 from hyperprune.errors import FileError
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def add(commands: Commands) -> None:
         epilog=EXAMPLES,
     )
     parser.add_argument(
-        "dense", metavar="DENSE", help="timm/NAME, torchvision/NAME or package.module:factory; alone: a run's folder"
+        "dense",
+        metavar="DENSE",
+        help=f"{MODEL}; alone: a run's folder",
     )
     parser.add_argument("slim", metavar="SLIM", type=Path, nargs="?", help="checkpoint written by save_pruned")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """Apply a width plan to a plain model: slice tensors, then tell the layers their new sizes.
 
-Torch-Pruning's slicing functions are not used: they drop ``requires_grad=False``, take the first channels of a
-grouped convolution whichever were asked for, and know no bare parameters or buffers.
+Torch-Pruning's slicing functions are not used: they drop ``requires_grad=False``, of a grouped convolution keep the
+first input channels whichever were asked for, slice bare parameters along one axis, and leave most buffers.
 """
 
 from __future__ import annotations

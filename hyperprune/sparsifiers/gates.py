@@ -266,9 +266,9 @@ def BinaryGates(
 ) -> Sparsifier:
     """Approximate binary gates with exact zeros and ones, in the manner of DiffPrune.
 
-    Gates are a deterministic, differentiable function of one real vector over all units of the network (Li et al.,
-    arXiv 2012.03653, whose constants are not public; the form here is ours, see ``docs/sparsifiers.md``). They are
-    trained by the gradient of the loss and of a surrogate of L0 in which each unit counts with its price.
+    Gates are a deterministic, differentiable function of one real vector over all units of the network (after Shulman,
+    arXiv 2012.03653; form and constants are ours, see ``docs/sparsifiers.md``). They are trained by the gradient of the
+    loss and of a surrogate of L0 in which each unit counts with its price.
 
     Args:
         noise: sigma; 0 gives deterministic gates. Otherwise gates are sampled anew at each training step, the same on

@@ -68,7 +68,6 @@ def fit_to_data(model: nn.Module, settings: TrainingSettings, size: tuple[int, .
     """
     outputs = _outputs(model, size)
     new_head = outputs != classes
-    library, _, name = settings.model.partition("/")
     recipe = f'"{settings.model}"'
     story = "with the library's weights" if settings.pretrained else "with random weights"
     head = ""
@@ -76,16 +75,22 @@ def fit_to_data(model: nn.Module, settings: TrainingSettings, size: tuple[int, .
         head = _replace_head_(model, outputs, classes)
         if _outputs(model, size) != classes:
             raise ModelError(f"{type(model).__name__}: a new {head} did not give it {classes} outputs. {OWN_FACTORY}")
-        recipe = {
-            "timm": f'timm.create_model("{name}", num_classes={classes})',
-            "torchvision": f'torchvision.models.get_model("{name}", num_classes={classes})',
-        }.get(library, f"your {settings.model} with {classes} classes")
+        recipe = _with_classes(settings.model, classes)
         story += f"; its {outputs} outputs became {classes}, one per class, so {head} is new"
     if settings.weights is not None:
         fresh = load_weights_(model, settings.weights, head)
         story = f"with the weights of {settings.weights}" + (f"; {head} is new" if fresh else "")
         return DenseNetwork(model, not fresh, story, recipe)
     return DenseNetwork(model, settings.pretrained and not new_head, story, recipe)
+
+
+def _with_classes(spec: str, classes: int) -> str:
+    """Return what ``load_pruned`` needs for the same network with another number of classes."""
+    name, *words = spec.split(",")
+    if not name.startswith(("timm/", "torchvision/")):
+        return f"your {spec} with {classes} classes"
+    others = [word for word in words if word.partition("=")[0].strip() != "num_classes"]
+    return f'"{",".join([name, *others, f"num_classes={classes}"])}"'
 
 
 def load_weights_(model: nn.Module, path: str, head: str) -> bool:

@@ -156,7 +156,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_run_ends_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = [*DIGITS, "--epochs", "3", "--epochs-dense", "1", "--seed", "4"]
-    command = [sys.executable, "-m", "hyperprune.cli", *long, "--out", str(tmp_path / "broken")]
+    command = [sys.executable, "-m", "hyperprune", *long, "--out", str(tmp_path / "broken")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ONE_THREAD)
     assert process.stderr is not None
     said = []

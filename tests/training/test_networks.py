@@ -25,9 +25,9 @@ def dense(spec: str, classes: int = 10, size: tuple[int, ...] = SIZE, **options:
 @pytest.mark.parametrize(
     ("spec", "head", "recipe"),
     [
-        ("timm/resnet10t", "fc", 'timm.create_model("resnet10t", num_classes=10)'),
-        ("torchvision/squeezenet1_1", "classifier.1", 'torchvision.models.get_model("squeezenet1_1", num_classes=10)'),
-        ("torchvision/mobilenet_v3_small", "classifier.3", "num_classes=10"),
+        ("timm/resnet10t", "fc", '"timm/resnet10t,num_classes=10"'),
+        ("torchvision/squeezenet1_1", "classifier.1", '"torchvision/squeezenet1_1,num_classes=10"'),
+        ("torchvision/mobilenet_v3_small,num_classes=3,dropout=0.1", "classifier.3", "dropout=0.1,num_classes=10"),
         (f"{HERE}:two_outputs", "fc", "your tests.training.factories:two_outputs with 10 classes"),
     ],
 )
