@@ -49,7 +49,8 @@ def load_model(spec: str, pretrained: bool = False) -> LoadedModel:
         if library == "torchvision" and name:
             return _from_torchvision(name, pretrained, arguments)
         if ":" in plain:
-            return _from_factory(*plain.split(":", 1), arguments)
+            module, _, factory = plain.partition(":")
+            return _from_factory(module, factory, arguments)
     except TypeError as error:
         if not arguments:
             raise
