@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -11,9 +10,11 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from hyperprune.budget import Budget, Ladder
+from hyperprune.copies import copied
 from hyperprune.cost import CostModel
 from hyperprune.coupling import Branch, CouplingMap, build, find_branches
 from hyperprune.errors import InputsError, ModelError, NothingPrunableError
@@ -226,7 +227,7 @@ def plain_copy(hyper: HyperModel) -> nn.Module:
     Its norms read all channels again, so with dead channels it equals the network only once these are carved out.
     """
     with hyper.bank.still():
-        plain = copy.deepcopy(hyper.model)
+        plain = copied(hyper.model)
         detach_norms(plain)
     return plain
 
@@ -253,7 +254,7 @@ def closable_branches(hyper: HyperModel) -> tuple[Branch, ...]:
 
 
 def _closes(hyper: HyperModel, branches: tuple[Branch, ...]) -> bool:
-    tried = copy.deepcopy(hyper)
+    tried = copied(hyper)
     keep = torch.ones(hyper.coupling.units, dtype=torch.bool)
     for group in (hyper.coupling.groups[at] for branch in branches for at in branch.groups):
         keep[group.units] = False
@@ -293,6 +294,11 @@ def _check_model(model: object) -> None:
         )
     for path, module in model.named_modules():
         _check_plain(path, module)
+    lazy = [name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedParameter)]
+    if lazy:
+        raise ModelError(
+            f"{lazy[0]} has no shape yet: its layer is lazy. Call the model once on an example, then hyperize it."
+        )
 
 
 def _check_plain(path: str, module: nn.Module) -> None:
@@ -322,7 +328,7 @@ def _listed(items: Iterable[object]) -> str:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). hyperize works on a "

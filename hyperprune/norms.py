@@ -32,7 +32,7 @@ class Living(nn.Module):
 
     Args:
         units: for each channel its unit, ``STAYS`` where it stays.
-        axis: where the channels lie in what the hook is asked about.
+        axis: where the channels lie in what the hook is asked about, counted from the end if negative.
     """
 
     def __init__(self, bank: LatentBank, units: tuple[int, ...], axis: int) -> None:
@@ -67,7 +67,7 @@ class Living(nn.Module):
 
     def along(self, x: Tensor, vector: Tensor) -> Tensor:
         """Lay a vector of one number per channel along the axis of ``x``."""
-        view = [-1 if axis == self.axis else 1 for axis in range(x.ndim)]
+        view = [-1 if axis == self.axis % x.ndim else 1 for axis in range(x.ndim)]
         return vector.to(x.dtype).view(view)
 
 
@@ -86,11 +86,12 @@ class LivingNorm(Living):
 
     def _mean(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return the living channels' mean, of each group of them, and over space too for a group norm."""
-        split = (x * mask).unflatten(self.axis, (self.groups, -1))
-        space = range(self.axis + 2, split.ndim) if self.spatial else ()
-        total = split.sum(dim=[self.axis + 1, *space], keepdim=True)
-        count = mask.sum() / self.groups * prod([split.shape[axis] for axis in space])
-        return (total / count).expand(split.shape).flatten(self.axis, self.axis + 1)
+        axis = self.axis % x.ndim
+        split = (x * mask).unflatten(axis, (self.groups, -1))
+        space = range(axis + 2, split.ndim) if self.spatial else ()
+        total = split.sum(dim=[axis + 1, *space], keepdim=True)
+        count = mask.sum() / self.groups * prod([split.shape[at] for at in space])
+        return (total / count).expand(split.shape).flatten(axis, axis + 1)
 
 
 class LivingResponse(Living):

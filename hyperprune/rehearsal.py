@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hyperprune.copies import copied
 from hyperprune.coupling import STAYS, CouplingMap, Heir, lies_inside
 from hyperprune.errors import ModelError
 from hyperprune.generators import Lean, attach, withdraw_
@@ -113,7 +113,7 @@ def _rehearse_at(half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: 
 def _rehearse_finely(
     half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, bound: float | None
 ) -> Proof | Fault:
-    finer = copy.deepcopy(model).double()
+    finer = copied(model).double()
     return _rehearse_once(half, finer, coupling, inputs.like(next(finer.parameters())), bound)
 
 
@@ -196,7 +196,7 @@ def _light_copy(model: nn.Module, coupling: CouplingMap) -> nn.Module:
     """Copy a model, but share with it the weights that the rehearsal only reads."""
     parameters = {name for name, _ in model.named_parameters()}
     weights = [model.get_parameter(t.name) for t in coupling.tensors if t.positions > 0 and t.name in parameters]
-    return copy.deepcopy(model, {id(weight): weight for weight in weights if not _all_zero(weight)})
+    return copied(model, shared=[weight for weight in weights if not _all_zero(weight)])
 
 
 def _all_zero(weight: Tensor) -> bool:
@@ -240,7 +240,8 @@ def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault
         return replace(choices, readings={**choices.readings, **dict.fromkeys(unfrozen, LAST_RESORT)})
     raise ModelError(
         f"a rehearsed export of {type(model).__name__} went wrong ({fault.what}), and no size written into "
-        "forward() explains it. Please report the model; a layer probably changes its weights while running."
+        "forward() explains it. Either a number is worked out from a width, as in x / math.sqrt(x.shape[1]): hold the "
+        "layer that makes x with keep=. Or a layer changes its weights while running. Please report the model."
     )
 
 

@@ -6,7 +6,6 @@ follows the path the example inputs take, so Python control flow is no obstacle.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import re
 import warnings
@@ -21,10 +20,13 @@ import torch
 import torch.fx
 from torch import nn
 
+from hyperprune.copies import copied
 from hyperprune.errors import InputsError, TraceError
+from hyperprune.fakes import forget_fakes_
 from hyperprune.regions import join_regions_
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+STAND_IN = 2  # for a size that depends on values
 _LIBRARY = ("/torch/nn/", "/torch/_", "/torch/functional")
 
 
@@ -210,14 +212,42 @@ def _train_trace(model: nn.Module, inputs: ExampleInputs, unused: set[str]) -> l
 
 def _export(model: nn.Module, inputs: ExampleInputs) -> Trace:
     try:
-        with _plain_outputs(model):
-            program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
+        program = _program(model, inputs)
     except Exception as error:  # torch.export raises many types; what matters is whether the model itself runs
         _raise_if_model_fails(model, inputs)
         raise TraceError(_cannot_export(model, error)) from error
     signature = program.graph_signature
     graph = join_regions_(program.graph)
+    _settle_sizes_(graph)
     return Trace(graph, dict(signature.inputs_to_parameters), dict(signature.inputs_to_buffers), model.training)
+
+
+def _program(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:
+    try:
+        with _plain_outputs(model):
+            return torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
+    finally:
+        forget_fakes_(model)
+
+
+def _settle_sizes_(graph: torch.fx.Graph) -> None:
+    """Replace sizes that depend on values (``nonzero``, boolean masks) by one number each, in place."""
+    for node in graph.nodes:
+        if "val" in node.meta:
+            node.meta["val"] = torch.utils._pytree.tree_map_only(torch.Tensor, _settled, node.meta["val"])
+
+
+def _settled(value: torch.Tensor) -> torch.Tensor:
+    if all(isinstance(size, int) for size in value.shape):
+        return value
+    return torch.empty([_number(size) for size in value.shape], dtype=value.dtype, device="meta")
+
+
+def _number(size: Any) -> int:
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, STAND_IN)))
 
 
 @contextmanager
@@ -255,7 +285,7 @@ def _cannot_export(model: nn.Module, error: Exception) -> str:
 def _raise_if_model_fails(model: nn.Module, inputs: ExampleInputs) -> None:
     try:
         with torch.no_grad():
-            inputs.call(copy.deepcopy(model))  # in train mode a run would move batch norm's statistics
+            inputs.call(copied(model))  # in train mode a run would move batch norm's statistics
     except Exception as error:
         shapes = [f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in inputs.tensors()]
         raise InputsError(

@@ -10,11 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from hyperprune.errors import ProofError
 from hyperprune.trace import ExampleInputs, modes_kept
 
-ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+ROUNDING = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+    torch.complex128: 1e-10,
+    torch.complex64: 1e-4,
+}
+FILLED = 1e4
+"""Masks are filled with numbers of this size and beyond (-1e9, the least float16), in both networks alike."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,8 @@ class Proof:
     """What a comparison found.
 
     Attributes:
-        relative_error: largest difference over all outputs, each divided by the largest value of its reference.
+        relative_error: largest difference over all outputs, each divided by the largest value of its reference;
+            infinities, and numbers beyond 1e4 that agree to the bit, are a mask's and do not count as the largest.
         tolerance: the bound it had to stay below.
         outputs: number of tensors compared.
     """
@@ -42,13 +53,13 @@ class Proof:
 
 
 def compare(reference: Any, candidate: Any, tolerance: float | None = None) -> Proof:
-    """Compare two outputs of any structure (tensor, tuple, dict, dataclass).
+    """Compare two outputs of any structure (tensor, tuple, dict, dataclass, whatever torch's pytree knows).
 
     Args:
         tolerance: bound on the relative error; by default what rounding explains in the reference's dtype.
 
     Raises:
-        ProofError: the outputs differ in number or shape.
+        ProofError: the outputs differ in number or shape, or hold no tensor that could be compared.
 
     Example:
         >>> compare(torch.tensor([2.0, 4.0]), torch.tensor([2.0, 4.0])).relative_error
@@ -58,10 +69,12 @@ def compare(reference: Any, candidate: Any, tolerance: float | None = None) -> P
     if [t.shape for t in left] != [t.shape for t in right]:
         shapes = [tuple(t.shape) for t in left], [tuple(t.shape) for t in right]
         raise ProofError(f"the slim model's outputs have shapes {shapes[1]} instead of {shapes[0]}")
+    if not left:
+        raise ProofError(f"the outputs hold no tensor ({type(reference).__name__}), so nothing can be compared")
     if tolerance is None:
         tolerance = max((ROUNDING.get(t.dtype, 0.0) for t in left), default=0.0)
     errors = [_relative_error(a, b) for a, b in zip(left, right, strict=True)]
-    return Proof(float(torch.tensor(errors).max()) if errors else 0.0, tolerance, len(errors))
+    return Proof(float(torch.tensor(errors).max()), tolerance, len(errors))
 
 
 def tensors_of(output: Any) -> list[Tensor]:
@@ -74,7 +87,7 @@ def tensors_of(output: Any) -> list[Tensor]:
         return [tensor for key in output for tensor in tensors_of(output[key])]
     if isinstance(output, (list, tuple)):
         return [tensor for item in output for tensor in tensors_of(item)]
-    return []
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 @torch.no_grad()
@@ -109,8 +122,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def _relative_error(reference: Tensor, candidate: Tensor) -> float:
     if reference.numel() == 0:
         return 0.0
-    a, b = reference.detach().double(), candidate.detach().double()
+    fine = torch.complex128 if reference.is_complex() else torch.float64
+    a, b = reference.detach().to(fine), candidate.detach().to(fine)
     same = (a == b) | (a.isnan() & b.isnan())
     if bool(same.all()):
         return 0.0
-    return float((a - b).abs().max() / a.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
+    size = a.abs()
+    largest = size.masked_fill(same & ((size >= FILLED) | size.isnan()), 0).max()
+    return float((a - b).abs().masked_fill(same, 0).max() / largest.clamp_min(torch.finfo(torch.float32).tiny))

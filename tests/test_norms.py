@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hyperprune import export_pruned, hyperize
 from hyperprune.export import export_with_proof
+from tests.halving import halved, units_of
 from tests.models import Net
 
 
@@ -180,6 +183,19 @@ def test_a_norm_whose_input_is_passed_by_name_counts_the_living_too():
     assert not slim.norm._forward_pre_hooks
     assert not slim.norm._forward_pre_hooks_with_kwargs
     assert proof.relative_error < 1e-6
+
+
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+def test_a_norm_may_be_called_on_inputs_of_different_ranks(kind: type[nn.Module]):
+    parts = {"embed": nn.Linear(5, 8), "norm": kind(8), "inner": nn.Linear(8, 8), "out": nn.Linear(8, 3)}
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        tokens = net.norm(net.embed(x))
+        return net.out(net.norm((tokens + net.inner(tokens)).mean(1)))
+
+    hyper, slim = halved(Net(parts, run), torch.randn(2, 6, 5))
+    assert units_of(hyper, "embed") == 8
+    assert slim.norm.normalized_shape == (slim.embed.out_features,)
 
 
 class SixGroups(nn.Module):

@@ -17,7 +17,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, StochasticDepth
 
 from hyperprune import hyperize
-from hyperprune.errors import TraceError
+from hyperprune.errors import ModelError, TraceError
 from hyperprune.export import export_with_proof
 from hyperprune.labels import Call, rule, unregister
 from tests.halving import halved, runs, stays, units_of
@@ -463,3 +463,81 @@ def test_an_autograd_function_is_looked_into_and_keeps_its_own_gradient() -> Non
     assert slim.a.out_channels < 8
     slim(x).sum().backward()
     assert slim.a.weight.grad is not None
+
+
+class TestWeightsThatAreBuffers:
+    """Fixed filters and projections: nothing gates a buffer, so what it reads stays; what it makes may go."""
+
+    def test_of_a_convolution(self) -> None:
+        net = Net(
+            {"stem": nn.Conv2d(3, 8, 3), "after": nn.Conv2d(6, 7, 3), "out": nn.Conv2d(7, 2, 1)},
+            lambda net, x: net.out(torch.relu(net.after(torch.relu(F.conv2d(torch.relu(net.stem(x)), net.filters))))),
+        )
+        net.register_buffer("filters", torch.randn(6, 8, 1, 1))
+        hyper, slim = halved(net, torch.randn(IMAGE))
+        assert "a buffer" in stays(hyper, "stem")
+        assert slim.filters.shape[0] == slim.after.in_channels
+
+    def test_of_a_linear_layer(self) -> None:
+        net = Net(
+            {"stem": nn.Linear(5, 8), "after": nn.Linear(6, 7), "out": nn.Linear(7, 2)},
+            lambda net, x: net.out(torch.relu(net.after(torch.relu(F.linear(torch.relu(net.stem(x)), net.random))))),
+        )
+        net.register_buffer("random", torch.randn(6, 8))
+        hyper, slim = halved(net, torch.randn(4, 5))
+        assert "a buffer" in stays(hyper, "stem")
+        assert slim.after.in_features == slim.random.shape[0]
+
+
+class Experts(nn.Module):
+    """A sparse mixture: how many tokens an expert sees depends on their values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(8, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, 8)
+        weights, chosen = self.gate(tokens).softmax(-1).topk(1, -1)
+        sums = torch.zeros_like(tokens)
+        for index, expert in enumerate(self.experts):
+            mine = torch.where(chosen[:, 0] == index)[0]
+            sums.index_add_(0, mine, expert(tokens[mine]) * weights[mine])
+        return x + sums.view_as(x)
+
+
+def test_sizes_that_depend_on_values_are_no_obstacle() -> None:
+    model = nn.Sequential(nn.Linear(5, 8), Experts(), nn.Linear(8, 3))
+    hyper, _ = halved(model, torch.randn(2, 6, 5))
+    assert units_of(hyper, "1.experts.0.0") == 12
+
+
+def test_a_lazy_layer_is_to_be_called_once_first() -> None:
+    model = nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    with pytest.raises(ModelError, match=r"0\.weight has no shape yet.*Call the model once"):
+        hyperize(model, torch.randn(IMAGE))
+
+
+class Expanding(nn.Module):
+    """A size in expand() where -1 would do."""
+
+    def __init__(self, written: bool) -> None:
+        super().__init__()
+        self.dim = 8
+        self.queries = nn.Parameter(torch.randn(1, 4, 8))
+        self.embed, self.inner, self.out = nn.Linear(5, 8), nn.Linear(8, 12), nn.Linear(12, 3)
+        self.written = written
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = self.queries.expand(len(x), 4, 8 if self.written else self.dim)
+        return self.out(torch.relu(self.inner(torch.cat([queries, self.embed(x)], 1))))
+
+
+def test_a_size_in_expand_follows_its_attribute_and_stays_where_it_is_a_number() -> None:
+    hyper, slim = halved(Expanding(written=False), torch.randn(2, 6, 5))
+    assert units_of(hyper, "embed") == 8
+    assert slim.dim == slim.queries.shape[-1] < 8
+    hyper, _ = halved(Expanding(written=True), torch.randn(2, 6, 5))
+    assert units_of(hyper, "embed") == 0
+    assert units_of(hyper, "inner") == 12

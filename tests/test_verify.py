@@ -101,3 +101,41 @@ def test_a_mode_comes_back_even_if_the_model_fails() -> None:
 def test_a_proof_reads_as_a_sentence() -> None:
     assert str(compare(torch.ones(1), torch.ones(1))) == "relative error 0.0e+00 <= 1e-04 over 1 outputs"
     assert ">" in str(compare(torch.ones(1), torch.zeros(1)))
+
+
+class Boxes:
+    """What a user's own class looks like to torch once it is registered."""
+
+    def __init__(self, corners: Tensor) -> None:
+        self.corners = corners
+
+
+torch.utils._pytree.register_pytree_node(
+    Boxes, lambda boxes: ([boxes.corners], None), lambda values, _: Boxes(*values), serialized_type_name="test.Boxes"
+)
+
+
+def test_a_class_that_torch_can_flatten_is_looked_into() -> None:
+    assert compare(Boxes(torch.tensor([4.0])), Boxes(torch.tensor([3.0]))).relative_error == 0.25
+
+
+@pytest.mark.parametrize("nothing", [[], None, "text"])
+def test_outputs_without_a_tensor_prove_nothing(nothing: Any) -> None:
+    with pytest.raises(ProofError, match="hold no tensor"):
+        compare(nothing, nothing)
+
+
+@pytest.mark.parametrize("fill", [-1e9, -1e4, float("-inf"), torch.finfo(torch.float32).min])
+def test_a_mask_does_not_hide_what_differs_beside_it(fill: float) -> None:
+    a = torch.tensor([1.0, fill, fill])
+    assert compare(a, torch.tensor([1.5, fill, fill])).relative_error == 0.5
+
+
+def test_large_numbers_that_differ_are_no_mask() -> None:
+    assert compare(torch.tensor([1e6, 1.0]), torch.tensor([1e6 + 1, 1.0])).holds
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.complex64, 1e-4), (torch.complex128, 1e-10)])
+def test_imaginary_parts_count(dtype: torch.dtype, tolerance: float) -> None:
+    proof = compare(torch.tensor([4 + 0j], dtype=dtype), torch.tensor([4 + 1j], dtype=dtype))
+    assert (proof.relative_error, proof.tolerance) == (0.25, tolerance)

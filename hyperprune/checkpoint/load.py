@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from hyperprune.checkpoint.weights import (
     with_aliases,
     without_aliases,
 )
+from hyperprune.copies import copied
 from hyperprune.errors import CheckpointError, ModelError
 from hyperprune.loading import load_model
 from hyperprune.plan import plans_of
@@ -68,7 +68,7 @@ def _copied(model: nn.Module) -> nn.Module:
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         raise ModelError(f"this {type(model).__name__} lies on the meta device. Build it with real tensors.")
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except Exception as error:  # whatever the user's class raises
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). load_pruned fills a copy."

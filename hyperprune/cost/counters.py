@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hyperprune.copies import copied
 from hyperprune.trace import ExampleInputs
 
 LAYERS = ("conv", "linear", "addmm", "matmul", "bmm")
@@ -51,7 +51,7 @@ def count_with_fvcore(model: nn.Module, example_inputs: Any) -> CountedCost:
             warnings.simplefilter("ignore")
             from fvcore.nn import FlopCountAnalysis
 
-            counter = FlopCountAnalysis(copy.deepcopy(model).eval(), tuple(inputs.args))
+            counter = FlopCountAnalysis(copied(model).eval(), tuple(inputs.args))
             counted = counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
     finally:
         level.setLevel(before)

@@ -153,7 +153,7 @@ class Norm:
     Attributes:
         weight: name of the layer's scale, one number per channel.
         units: for each channel its unit, ``STAYS`` (-1) where it stays.
-        axis: where the channels lie in the layer's input.
+        axis: where the channels lie in the layer's input; -1 for the last axis, whatever the rank.
         groups: in how many groups the norm takes its statistics.
         kind: ``"layer"`` takes off the mean and divides by the deviation, ``"rms"`` divides by the root of the mean
             square, ``"response"`` compares each channel's norm over space with the channels' mean.

@@ -22,7 +22,7 @@ from hyperprune.labels.ledger import (
     Tie,
 )
 from hyperprune.labels.lookahead import users_of
-from hyperprune.labels.reasons import CONSTANT, SEVERAL_AXES
+from hyperprune.labels.reasons import CONSTANT, FIXED, SEVERAL_AXES
 from hyperprune.trace import Origin, origin, owner
 
 
@@ -99,8 +99,11 @@ class Call:
         return self._ledger.axis(tensor, axis)
 
     def reads(self, tensor: TensorRef, axis: int) -> Tensor:
-        """Return an axis along which a weight reads channels: the place where a gate acts."""
-        self._ledger.reads.add((tensor.name, axis))
+        """Return an axis along which a weight reads channels: the place where a gate acts; a buffer has none."""
+        if tensor.is_parameter:
+            self._ledger.reads.add((tensor.name, axis))
+        else:
+            self._ledger.freezes.append(Freeze(self.axis(tensor, axis), FIXED, self.origin))
         return self.axis(tensor, axis)
 
     def writes(self, tensor: TensorRef, axis: int) -> Tensor:

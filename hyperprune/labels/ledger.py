@@ -89,7 +89,7 @@ class NormCall:
     Attributes:
         weight: name of the layer's scale, one number per channel.
         labels: the channels it reads, shape ``[channels]``.
-        axis: where they lie in the layer's input.
+        axis: where they lie in the layer's input; -1 for the last axis, whatever the rank.
         groups: in how many groups the norm takes its statistics.
         kind: what it computes of the channels it reads.
         spatial: whether its statistics run over the axes behind the channels too.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from torch import nn
 
+from hyperprune.copies import copied
 from hyperprune.coupling import CouplingMap
 from hyperprune.hyper import HyperModel, plain_copy
 from hyperprune.slim import carve_
@@ -25,7 +24,7 @@ class Tailor:
 
     def slim(self, alive: np.ndarray) -> nn.Module:
         """Return the network in which these units live, bool of shape ``[units]``."""
-        return carve_(copy.deepcopy(self.dense), self.coupling.plan(alive)).eval()
+        return carve_(copied(self.dense), self.coupling.plan(alive)).eval()
 
     def of_counts(self, counts: np.ndarray) -> nn.Module:
         """Return the network in which the first units of each group live, so many of each."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hyperprune.copies import copied
 from hyperprune.errors import InputsError, ModelError, OnnxError, ProofError
 from hyperprune.files import draft_of
 from hyperprune.generators import Generated
@@ -123,7 +123,7 @@ def _check_opset(opset: int) -> None:
 
 def _copy_on_cpu(model: nn.Module) -> nn.Module:
     try:
-        network = copy.deepcopy(model).cpu()
+        network = copied(model).cpu()
     except Exception as error:  # whatever the user's class raises
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); a copy is what is exported."

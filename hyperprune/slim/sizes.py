@@ -18,8 +18,9 @@ from hyperprune.slim.structure import is_bare, is_standard
 GEOMETRY = re.compile(
     r"kernel|strid|pad|dilation|shift|window|patch|grid|img|image|resolution|spatial|scale|ratio|depth|layer|level|step"
     r"|axis|axes"
+    r"|(^|_)(len|length|class|classes|labels|vocab|topk|batch)(_|$)|(num|n)_(tokens|queries|frames|clips|segments)"
 )
-"""Names of numbers that never follow channels, though they may equal one: a shift of 3 beside 3 heads."""
+"""Names of numbers that never follow channels, though they may equal one: a shift of 3 beside 3 heads, a max_len."""
 
 
 def resize_(module: nn.Module, changes: list[tuple[Sizes, Sizes]]) -> None:

@@ -34,6 +34,7 @@ def test_a_size_that_stays_in_one_place_does_not_keep_it_from_changing_in_anothe
         *("kernel_size", "stride", "padding", "dilation", "shift_size", "window", "patch_size", "grid", "img_size"),
         *("image_size", "resolution", "spatial_dims", "scale_factor", "ratio", "depth", "num_layers", "level", "steps"),
         *("axis", "axes", "KernelSize"),
+        *("max_len", "seq_len", "num_classes", "num_labels", "vocab_size", "topk", "num_queries", "n_frames"),
     ],
 )
 def test_places_and_distances_never_change(name: str) -> None:

@@ -208,7 +208,8 @@ def _mixing_norm(
         return call.give_up(MIXED_NORM)
     for vector in (weight, call.arg("bias")):
         _follow(call, vector, channels)
-    call.living_norm(NormCall(weight.name, channels, varying[0], groups, kind, spatial))
+    last = not spatial and varying[0] == entering.ndim - 1  # counted from the end: inputs may differ in rank
+    call.living_norm(NormCall(weight.name, channels, -1 if last else varying[0], groups, kind, spatial))
     return call.along(channels, axis)
 
 

@@ -75,7 +75,10 @@ def expand(call: Call) -> Any:
     x = call.labels(call.arg("self"))
     if call.is_constant(x) and x.numel() < prod(call.shape):
         return torch.tensor(ELASTIC).expand(call.shape)
-    return x.expand(call.shape)
+    wide, written = x.expand(call.shape), call.arg("size", ())
+    if named := [axis for axis in varying_axes(wide) if written and written[axis] != -1]:
+        call.sized(*[extent(wide, axis) for axis in named])
+    return wide
 
 
 @rule("cat", "concatenate", "concat")

@@ -1,0 +1,61 @@
+"""What torch.export leaves in the caches of the user's code."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from hyperprune import hyperize
+
+TABLES: dict[int, Tensor] = {}
+
+
+@functools.cache
+def table(size: int) -> Tensor:
+    return torch.sin(torch.arange(float(size)))
+
+
+@functools.lru_cache(maxsize=8)
+def several(size: int) -> tuple[Tensor, list[Tensor]]:
+    return torch.ones(size), [torch.arange(float(size))]
+
+
+@functools.lru_cache
+def name(size: int) -> str:
+    return f"{size} wide"
+
+
+def remembered(size: int) -> Tensor:
+    if size not in TABLES:
+        TABLES[size] = torch.cos(torch.arange(float(size)))
+    return TABLES[size]
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.out = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = x.shape[-1]
+        name(width)
+        x = torch.relu(self.first(x)) + table(width) + several(width)[1][0] + remembered(width)
+        return self.out(torch.relu(self.inner(x)))
+
+
+def test_caches_hold_no_fake_tensors_after_hyperize() -> None:
+    for cache in (table, several, name):
+        cache.cache_clear()
+    TABLES.clear()
+    TABLES[5] = five = torch.ones(5)
+    model, x = Positions(), torch.randn(2, 3, 8, 8)
+    hyper = hyperize(model, x)
+    assert hyper.coupling.units == 14
+    for value in (table(8), several(8)[1][0], remembered(8), model(x), hyper(x)):
+        assert not isinstance(value, FakeTensor)
+    assert TABLES[5] is five
+    assert name.cache_info().currsize == 1
+    assert torch.equal(model(x), hyper(x))
