@@ -26,7 +26,7 @@ from hyperprune.plan import WidthPlan
 from hyperprune.rehearsal import Choices, after_fault, rehearse
 from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
-from hyperprune.trace import ExampleInputs, trace
+from hyperprune.trace import ExampleInputs, calls_by_line, trace
 from hyperprune.verify import Proof, compare, run_eval
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -193,7 +193,7 @@ def hyperize(
         if isinstance(outcome, Proof):
             found = replace(coupling, branches=find_branches(traces[0], coupling))
             return _assemble(base, found, Lean() if generator is None else generator, inputs)
-        choices = after_fault(choices, coupling, base, outcome)
+        choices = after_fault(choices, coupling, base, outcome, calls_by_line(traces))
         coupling = couple(choices)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -102,7 +102,9 @@ def rehearse(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> 
 def _rehearse_at(half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> Proof | Fault:
     single = next(model.parameters()).dtype == torch.float32
     if single and _is_read_in_two_ways(coupling):
-        return _rehearse_finely(half, model, coupling, inputs, None)
+        finely = _rehearse_finely(half, model, coupling, inputs, None)
+        if finely is not None:
+            return finely
     outcome = _rehearse_once(half, _light_copy(model, coupling), coupling, inputs, CLEAR if single else None)
     if single and isinstance(outcome, Fault) and outcome.inexact:
         again = _rehearse_finely(half, model, coupling, inputs, CLEAR)
@@ -112,9 +114,13 @@ def _rehearse_at(half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: 
 
 def _rehearse_finely(
     half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, bound: float | None
-) -> Proof | Fault:
+) -> Proof | Fault | None:
+    """Rehearse in float64; None if the network runs in no other type than its own."""
     finer = copied(model).double()
-    return _rehearse_once(half, finer, coupling, inputs.like(next(finer.parameters())), bound)
+    try:
+        return _rehearse_once(half, finer, coupling, inputs.like(next(finer.parameters())), bound)
+    except RuntimeError:
+        return None
 
 
 def _is_read_in_two_ways(coupling: CouplingMap) -> bool:
@@ -204,15 +210,22 @@ def _all_zero(weight: Tensor) -> bool:
     return not bool(weight[0].any()) and not bool(weight.any())
 
 
-def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault: Fault) -> Choices:
+def after_fault(
+    choices: Choices,
+    coupling: CouplingMap,
+    model: nn.Module,
+    fault: Fault,
+    calls: Mapping[str, Sequence[str]] | None = None,
+) -> Choices:
     """Decide what to try next after a slim model failed to run, or computed something else.
 
     An exception points first to the calls on the lines that ran, then to the modules it passed through; a wrong
     result to products between activations, then to every call that holds a size. Where no call is left to read
-    differently, the module that failed is closed.
+    differently, the module that failed is closed, and at last the line that failed.
 
     Args:
         model: the network, for the classes of its modules.
+        calls: the names of the calls that each line of source makes.
 
     Raises:
         ModelError: nothing is left to try.
@@ -238,6 +251,9 @@ def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault
             return choices.close(path)
     if fault.inexact and (unfrozen := [made.node for made in coupling.products]):
         return replace(choices, readings={**choices.readings, **dict.fromkeys(unfrozen, LAST_RESORT)})
+    for line in fault.lines:
+        if here := [node for node in (calls or {}).get(line, ()) if choices.readings.get(node, 0) < LAST_RESORT]:
+            return replace(choices, readings={**choices.readings, **dict.fromkeys(here, LAST_RESORT)})
     raise ModelError(
         f"a rehearsed export of {type(model).__name__} went wrong ({fault.what}), and no size written into "
         "forward() explains it. Either a number is worked out from a width, as in x / math.sqrt(x.shape[1]): hold the "

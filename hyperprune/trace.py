@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from traceback import format_tb
@@ -160,6 +161,15 @@ def owner_class(node: torch.fx.Node) -> str:
     """Return the class name of the innermost module whose ``forward`` made this call."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return str(stack[-1][1]).rpartition(".")[2] if stack else ""
+
+
+def calls_by_line(traces: Iterable[Trace]) -> dict[str, list[str]]:
+    """Return the names of the calls that each line of the user's source makes."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for node in (node for trace in traces for node in trace.graph.nodes):
+        if node.op == "call_function":
+            found[origin(node).source].append(node.name)
+    return dict(found)
 
 
 def drop_caches_(model: nn.Module) -> None:

@@ -541,3 +541,114 @@ def test_a_size_in_expand_follows_its_attribute_and_stays_where_it_is_a_number()
     hyper, _ = halved(Expanding(written=True), torch.randn(2, 6, 5))
     assert units_of(hyper, "embed") == 0
     assert units_of(hyper, "inner") == 12
+
+
+class OptionA(nn.Module):
+    """A shortcut that pads with as many zeros as there are channels: a size that no attribute holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 7, 1)
+        self.wide, self.out = nn.Conv2d(7, 12, 1), nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        short = torch.cat([x, x.new_zeros(x.shape)], 1)
+        x = self.wide(torch.relu(self.inner(x)))
+        x = x + short
+        return self.out(torch.relu(x))
+
+
+def test_a_line_that_no_slim_network_can_run_keeps_its_channels() -> None:
+    hyper, _ = halved(OptionA(), torch.randn(IMAGE))
+    assert units_of(hyper, "inner") == 7
+    assert units_of(hyper, "first") == units_of(hyper, "wide") == 0
+    assert "a size written into forward() could not be repaired" in stays(hyper, "wide")
+
+
+class Upcast(nn.Module):
+    """Attention weights in float32, whatever the network's type: in float64 it does not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.out = nn.Linear(5, 12), nn.Linear(12, 24), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(torch.relu(self.embed(x))).chunk(3, -1)
+        weights = (query @ key.transpose(1, 2) / 2).float().softmax(-1)
+        return self.out(weights @ value.float())
+
+
+def test_a_network_that_runs_in_float32_alone_is_rehearsed_in_float32() -> None:
+    hyper, _ = halved(Upcast(), torch.randn(2, 6, 5))
+    assert units_of(hyper, "embed") == 12
+
+
+class Transposed(nn.Module):
+    """GPT-2's linear layers: the weight lies the other way round, inputs first."""
+
+    def __init__(self, inputs: int, outputs: int, fused: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.randn(outputs))
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return torch.addmm(self.bias, x, self.weight)
+        return torch.mm(x, self.weight) + self.bias
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_weight_may_lie_the_other_way_round(fused: bool) -> None:
+    model = nn.Sequential(
+        Transposed(5, 8, fused), nn.ReLU(), Transposed(8, 9, fused), nn.GELU(), Transposed(9, 3, fused)
+    )
+    hyper, slim = halved(model, torch.randn(4, 5))
+    assert hyper.coupling.units == 17
+    assert slim[2].weight.shape == (slim[0].bias.numel(), slim[2].bias.numel())
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        *(torch.negative, torch.absolute, torch.sinh, torch.asinh, torch.atan, torch.sinc, torch.erfc, torch.fix),
+        *(lambda x: torch.clip(x, -1, 1), lambda x: F.rrelu(x), lambda x: torch.exp2(x.clip(-2, 2))),
+        *(lambda x: torch.subtract(x, 1), lambda x: torch.fmax(x, -x), lambda x: torch.multiply(x, x)),
+        *(lambda x: torch.divide(x, 2), lambda x: torch.xlogy(x, x.abs() + 1), lambda x: torch.logaddexp(x, -x)),
+    ],
+)
+def test_what_treats_each_element_by_itself_is_no_obstacle(act: Callable[[Tensor], Tensor]) -> None:
+    parts = {"a": nn.Conv2d(3, 8, 1), "out": nn.Conv2d(8, 2, 1)}
+    hyper, _ = halved(Net(parts, lambda net, x: net.out(act(net.a(x)))).eval(), torch.randn(IMAGE))
+    assert units_of(hyper, "a") == 8
+
+
+class Equalised(nn.Module):
+    """StyleGAN's convolution: the weight times a number that its constructor works out, or its forward()."""
+
+    def __init__(self, inputs: int, outputs: int, fixed: bool) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(outputs, inputs, 3, 3)), nn.Parameter(torch.randn(outputs))
+        self.scale = (inputs * 9) ** -0.5
+        self.fixed = fixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.scale if self.fixed else self.weight[0].numel() ** -0.5
+        return F.conv2d(x, self.weight * scale, self.bias, padding=1)
+
+
+def test_a_weight_times_a_number_is_still_that_weight() -> None:
+    model = nn.Sequential(
+        Equalised(3, 8, True), nn.LeakyReLU(0.2), Equalised(8, 6, True), nn.ReLU(), nn.Conv2d(6, 2, 1)
+    )
+    hyper, slim = halved(model, torch.randn(IMAGE))
+    assert hyper.coupling.units == 14
+    assert slim[2].scale == model[2].scale
+
+
+def test_a_number_that_follows_from_a_weights_shape_keeps_its_channels() -> None:
+    head = (nn.Conv2d(6, 7, 1), nn.ReLU(), nn.Conv2d(7, 2, 1))
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Equalised(8, 6, False), nn.ReLU(), *head)
+    hyper, _ = halved(model, torch.randn(IMAGE))
+    assert (units_of(hyper, "0"), units_of(hyper, "4")) == (0, 7)

@@ -17,6 +17,7 @@ FARTHEST = 40
 EACH_BY_ITSELF = ("batch_norm", "relu", "relu6", "silu", "gelu", "hardswish", "hardtanh", "dropout", "leaky_relu")
 VIEWS = ("view", "reshape", "unflatten")
 CASTS = ("to", "_to_copy", "type_as", "float", "half", "bfloat16", "double")
+WEIGHTED = ("linear", *(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)))
 CHECK = "_assert_tensor_metadata"  # torch.export puts one before every cast
 NORM_READINGS = ("whole groups", "inner channels")
 
@@ -57,6 +58,12 @@ def _is_in_rows(image: torch.fx.Node, view: torch.fx.Node) -> bool:
 def users_of(node: object) -> list[torch.fx.Node]:
     """Return the calls that use a value, but for checks of its type."""
     return [user for user in getattr(node, "users", ()) if plain_name(user) != CHECK]
+
+
+def is_a_layers_weight(node: torch.fx.Node) -> bool:
+    """Say whether a value is used as the weight of convolutions and linear layers, and nowhere else."""
+    users = users_of(node)
+    return bool(users) and all(plain_name(user) in WEIGHTED and user.args[1] is node for user in users)
 
 
 def plain_name(node: torch.fx.Node) -> str:

@@ -48,7 +48,7 @@ def _by_width(call: Call, q: Tensor, k: Tensor, v: Tensor) -> Any:
     return _passes(call, v, -1)
 
 
-@rule("matmul", "bmm")
+@rule("matmul", "bmm", "mm")
 def product(call: Call) -> Any:
     """A product with a bare parameter is a linear layer; one between activations keeps heads apart."""
     left, right = (call.arg(name) for name in _operands(call))
@@ -90,7 +90,19 @@ def einsum(call: Call) -> Any:
 
 
 def _operands(call: Call) -> tuple[str, str]:
-    return ("self", "mat2") if call.operator == "aten::bmm" else ("self", "other")
+    return ("self", "other") if call.operator == "aten::matmul" else ("self", "mat2")
+
+
+@rule("addmm")
+def bias_and_product(call: Call) -> Any:
+    """A vector plus a product with a bare parameter: a linear layer whose weight lies the other way round."""
+    bias, left, weight = (call.arg(name) for name in ("self", "mat1", "mat2"))
+    plain = isinstance(weight, TensorRef) and isinstance(bias, TensorRef) and weight.is_parameter
+    if not plain or bias.shape != weight.shape[1:]:
+        return call.give_up(PRODUCT)
+    made = _linear(call, left, weight)
+    call.tie(call.axis(bias, 0), call.axis(weight, 1))
+    return made
 
 
 def _linear(call: Call, left: Any, weight: TensorRef) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import TensorRef
-from hyperprune.labels.lookahead import CASTS, CHECK
+from hyperprune.labels.lookahead import CASTS, CHECK, is_a_layers_weight
 from hyperprune.labels.reasons import BROADCAST
 from hyperprune.labels.registry import rule
 
@@ -18,6 +18,7 @@ UNARY = [
     "relu6",
     "hardtanh",
     "leaky_relu",
+    "rrelu",
     "elu",
     "selu",
     "celu",
@@ -43,17 +44,32 @@ UNARY = [
     "rsqrt",
     "square",
     "abs",
+    "absolute",
     "neg",
+    "negative",
+    "positive",
     "sign",
     "sin",
     "cos",
     "tan",
+    "asin",
+    "acos",
+    "atan",
+    "sinh",
+    "cosh",
+    "asinh",
+    "acosh",
+    "atanh",
+    "sinc",
     "erf",
+    "erfc",
+    "exp2",
     "reciprocal",
     "floor",
     "ceil",
     "round",
     "trunc",
+    "fix",
     "frac",
     "logit",
     "nan_to_num",
@@ -87,15 +103,24 @@ UNARY = [
 BINARY = [
     "add",
     "sub",
+    "subtract",
     "mul",
+    "multiply",
     "div",
+    "divide",
     "true_divide",
     "floor_divide",
     "remainder",
     "fmod",
     "pow",
+    "float_power",
     "maximum",
     "minimum",
+    "fmax",
+    "fmin",
+    "xlogy",
+    "logaddexp",
+    "heaviside",
     "where",
     "addcmul",
     "addcdiv",
@@ -117,9 +142,12 @@ BINARY = [
     "copysign",
     "hypot",
     "clamp",
+    "clip",
     "clamp_min",
     "clamp_max",
 ]
+
+SCALING = ("aten::mul", "aten::multiply", "aten::div", "aten::divide")
 
 MAKES = [
     "new_empty",
@@ -160,6 +188,8 @@ def between(call: Call) -> Any:
     An operand broadcast along an axis on which another varies meets all of that axis's channels at once:
     its own channels must stay, while the others are untouched.
     """
+    if (weight := _scaled_weight(call)) is not None:
+        return weight
     operands = [call.labels(value) for value in call.tensors()]
     shape = call.shape
     busy = [any(_varies_in(o, axis, len(shape)) for o in operands) for axis in range(len(shape))]
@@ -170,6 +200,24 @@ def between(call: Call) -> Any:
     if not carriers:
         return call.pinned(BROADCAST)
     return tie_all(call, [carrier.expand(shape) for carrier in carriers])
+
+
+def _scaled_weight(call: Call) -> TensorRef | None:
+    """Return the weight that a number multiplies on its way to its layer (equalised learning rates): still that weight.
+
+    The number may follow from the weight's shape. What does not export exactly is read as any product.
+    """
+    value, *others = call.tensors()
+    if others or type(value) is not TensorRef or not value.is_parameter or len(value.shape) < 2:
+        return None
+    if (
+        call.operator not in SCALING
+        or not is_a_layers_weight(call.node)
+        or call.choose("a number that stays") == "freeze"
+    ):
+        return None
+    call.sized(call.axis(value, 0), call.axis(value, 1))
+    return value
 
 
 def tie_all(call: Call, operands: list[Tensor]) -> Tensor:

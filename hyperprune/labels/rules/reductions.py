@@ -32,8 +32,9 @@ REDUCING = [
     "argmax",
     "argmin",
     "var_mean",
+    "std_mean",
 ]
-KEEPING = ["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk"]
+KEEPING = ["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "sort", "topk"]
 
 
 @rule(*REDUCING)
