@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hyperprune.criteria import criterion as find_criterion
 from hyperprune.errors import ModelError, ProofError
 from hyperprune.hyper import HyperModel, allowed_widths, hyperize, prove, slim_copy
 from hyperprune.metering import priced, settled
+from hyperprune.search import search_of
 from hyperprune.verify import Proof, full_precision
 
 
@@ -47,6 +49,7 @@ def export_with_proof(hyper: HyperModel, *, tolerance: float | None = None) -> t
             "For one call without training use prune(model, x, Budget(macs=0.5))."
         )
     _require_known_mask(hyper)
+    _warn_of_an_unmet_budget(hyper)
     with full_precision():
         slim = slim_copy(hyper)
     _require_finite(slim)
@@ -73,6 +76,16 @@ def _require_known_mask(hyper: HyperModel) -> None:
             "which units live has been averaged over time: hyper.bank.alive holds fractions. An EMA must copy this "
             "buffer: use AveragedModel(hyper) without use_buffers=True, or call "
             "ema.module.bank.alive.copy_(hyper.bank.alive) before export_pruned(ema.module)."
+        )
+
+
+def _warn_of_an_unmet_budget(hyper: HyperModel) -> None:
+    search = search_of(hyper)
+    if search is not None and search.step_count and (unmet := search.unmet()):
+        warnings.warn(
+            f"the network that is exported has {unmet}. The budget is met at the search's last step, and this one "
+            f"stands at step {search.step_count} of {search.steps}: each search.step() is one optimiser step.",
+            stacklevel=4,
         )
 
 

@@ -27,7 +27,7 @@ from hyperprune.rehearsal import Choices, after_fault, rehearse
 from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
 from hyperprune.trace import ExampleInputs, calls_by_line, trace
-from hyperprune.verify import Proof, compare, run_eval
+from hyperprune.verify import Proof, compare, rounding, run_eval
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -269,7 +269,8 @@ def prove(hyper: HyperModel, slim: nn.Module, tolerance: float | None = None) ->
     """Compare a slim model with the searched network on the example inputs, in eval mode."""
     inputs = hyper.inputs.like(next(hyper.model.parameters()))
     with hyper.bank.still():
-        return compare(run_eval(hyper.model, inputs), run_eval(slim, inputs), tolerance)
+        proof = compare(run_eval(hyper.model, inputs), run_eval(slim, inputs), tolerance)
+    return proof if tolerance is not None else replace(proof, tolerance=max(proof.tolerance, rounding(slim)))
 
 
 def _assemble(model: nn.Module, coupling: CouplingMap, generator: Generator, inputs: ExampleInputs) -> HyperModel:
@@ -311,6 +312,8 @@ def _check_plain(path: str, module: nn.Module) -> None:
 
 
 def _check_devices(model: nn.Module, inputs: ExampleInputs) -> None:
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ModelError(f"this {type(model).__name__} lies on the meta device. Build it with real tensors.")
     devices = {parameter.device for parameter in model.parameters()}
     if not devices:
         raise NothingPrunableError(f"{type(model).__name__} has no parameters, so there is nothing to prune.")

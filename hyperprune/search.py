@@ -24,6 +24,7 @@ from hyperprune.sparsifiers import Fisher, Press, Sparsifier
 
 DECISIONS = 40
 LARGEST_JUMP = 0.1  # share of the dense cost that the last decision may cut without a warning
+CHEAPEST = 0.01  # of the mean price
 UNMATCHED = 20  # steps without an optimiser's; AMP's scaler skips about that many while it looks for a scale
 
 _LATEST: weakref.WeakKeyDictionary[LatentBank, weakref.ref[Search]] = weakref.WeakKeyDictionary()
@@ -234,12 +235,13 @@ class Search:
         if self.step_count >= self.steps or (due and self._ends_early()):
             self._finish()
             return
-        if due:
+        if due and not self._all_skipped():
             self._decide()
         doomed = self._doomed.to(self._bank.alive.device)
         prices = self._prices.to(doomed.device)
         share = self.step_count / self.steps
-        self._sparsifier.press_(Press(self._bank, doomed, prices, options["lr"], self.every, share))
+        rate = options.get("lr", 0.0)  # only proximal steps need one
+        self._sparsifier.press_(Press(self._bank, doomed, prices, rate, self.every, share))
 
     def progress(self) -> SearchProgress:
         """Return the present state, for a logger or a progress bar."""
@@ -255,6 +257,19 @@ class Search:
             live_units=int(living.sum()),
             units=len(living),
             pressure=self._sparsifier.pressure,
+        )
+
+    def unmet(self) -> str:
+        """Say in words how far the network is above its budget; empty once the budget is met.
+
+        A latency is left out: it is met nearly.
+        """
+        cost = self._cost.total(self._counts(self._bank.living().cpu().numpy()))
+        limits = {resource: limit for resource, limit in self._limits.items() if resource != "latency_ns"}
+        return ", ".join(
+            f"{_of(cost, resource):,} {resource} instead of {limit:,}"
+            for resource, limit in limits.items()
+            if _of(cost, resource) > limit
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -375,7 +390,13 @@ class Search:
         counts = self._counts(self._bank.living().cpu().numpy())
         prices = np.abs(self._cost.changes(counts, -np.ones_like(counts))[next(iter(self._limits))]).astype(float)
         mean = max(float((prices * counts).sum() / max(counts.sum(), 1)), 1e-300)
+        prices = np.maximum(prices, CHEAPEST * mean)  # nothing is free: what lies outside a peak now may be it later
         return torch.as_tensor(prices[self._of_unit] / mean).to(self._bank.alive)
+
+    def _all_skipped(self) -> bool:
+        """Say whether no step has been taken yet because gradients overflow: AMP's scaler is looking for its scale."""
+        gradient = self._bank.latents.grad
+        return self._unmatched == self.step_count and gradient is not None and not bool(gradient.isfinite().all())
 
     def _require_sound(self) -> None:
         """Look at what has happened since the last decision."""
@@ -389,7 +410,7 @@ class Search:
             raise SearchError(
                 f"no gradient has reached the latents by step {self.step_count}. Call loss.backward() and "
                 "optimizer.step() before search.step(), train hyper(...) itself, not the original model, and let "
-                "zero_grad() not come between the two."
+                "zero_grad() not come between the two. An optimiser that wraps another must be passed as the inner one."
             )
         self._warn_of_unmatched_steps()
 
@@ -401,6 +422,19 @@ class Search:
                 stacklevel=6,
             )
             self._unmatched = -self.steps  # once is enough
+
+
+def search_of(hyper: HyperModel) -> Search | None:
+    """Return the latest search of a network, if there is one.
+
+    Example:
+        >>> from torch import nn
+        >>> from hyperprune import hyperize
+        >>> print(search_of(hyperize(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.ones(1, 4))))
+        None
+    """
+    latest = _LATEST.get(hyper.bank)
+    return None if latest is None else latest()
 
 
 def _of(cost: Cost, resource: str) -> int:

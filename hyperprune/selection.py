@@ -31,7 +31,8 @@ def select_layers(model: nn.Module, patterns: Iterable[Pattern], what: str) -> f
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     chosen: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    lone = isinstance(patterns, (str, type)) or callable(patterns)
+    for pattern in [patterns] if lone else patterns:
         hits = [path for path, module in modules.items() if path and _matches(pattern, path, module, what)]
         if not hits:
             raise ModelError(f"{what}: nothing matches {pattern!r}.{_nearest(pattern, modules)}")

@@ -82,8 +82,9 @@ class ExampleInputs:
         return self.map(lambda t: t.to(reference if t.is_floating_point() else reference.device))
 
     def call(self, model: nn.Module) -> Any:
-        """Run ``model`` on these arguments."""
-        return model(*self.args, **self.kwargs)
+        """Run ``model`` on copies of these arguments: it may change them in place."""
+        given = self.map(torch.Tensor.clone)
+        return model(*given.args, **given.kwargs)
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ def _plain_outputs(model: nn.Module) -> Iterator[None]:
 
 def _without_dataclasses(output: Any) -> Any:
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        return {key: _without_dataclasses(value) for key, value in vars(output).items()}
+        return {field.name: _without_dataclasses(getattr(output, field.name)) for field in dataclasses.fields(output)}
     if type(output) in (list, tuple):
         return type(output)(_without_dataclasses(item) for item in output)
     if type(output) is dict:

@@ -18,6 +18,7 @@ from hyperprune.hyper import HyperModel
 from hyperprune.optimizers import unwrapped
 from hyperprune.plan import WidthPlan, plans_of
 
+SCHEDULED = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")  # what schedulers note in a group
 POWERS = {  # of the gradient, in what torch's optimisers keep per element
     "momentum_buffer": 1,
     "exp_avg": 1,
@@ -49,7 +50,8 @@ def transfer_optimizer(hyper: HyperModel, slim: nn.Module, optimizer: Any) -> to
         optimizer: the one that trained ``hyper``, or a wrapper around it; it is not changed.
 
     Raises:
-        ModelError: ``slim`` is not an export of ``hyper`` as it is now.
+        ModelError: ``slim`` is not an export of ``hyper`` as it is now; or the optimiser holds parameters elsewhere
+            than in its groups, as L-BFGS does.
 
     Example:
         >>> from hyperprune import export_pruned, hyperize
@@ -70,6 +72,7 @@ def transfer_optimizer(hyper: HyperModel, slim: nn.Module, optimizer: Any) -> to
             "slim = export_pruned(hyper) first, and transfer before either of them is changed."
         )
     old = unwrapped(optimizer)
+    _require_nothing_else(old)
     moves = _moves(hyper.model, slim, plan)
     made: torch.optim.Optimizer = type(old).__new__(type(old))
     made.__setstate__({**old.__getstate__(), "param_groups": _groups(old, moves), "state": defaultdict(dict)})
@@ -186,9 +189,25 @@ def _rescaled(factor: Tensor | None, name: str, plan: WidthPlan) -> Tensor | Non
     return factor
 
 
+def _unscheduled(group: dict[str, Any]) -> dict[str, Any]:
+    """Leave out where a scheduler started: one made anew starts from the learning rate of now."""
+    return {key: value for key, value in group.items() if key not in SCHEDULED}
+
+
+def _require_nothing_else(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimiser that holds parameters, or another optimiser, where they cannot be replaced (L-BFGS, SAM)."""
+    for name, value in vars(optimizer).items():
+        parameters = isinstance(value, (list, tuple)) and any(isinstance(item, nn.Parameter) for item in value)
+        if parameters or isinstance(value, torch.optim.Optimizer):
+            raise ModelError(
+                f"{type(optimizer).__name__} keeps more than state and parameter groups ({name!r}), so it cannot be "
+                "carried over to the slim network. If it wraps another optimiser pass that one, or make a new one."
+            )
+
+
 def _groups(optimizer: torch.optim.Optimizer, moves: dict[int, list[_Move]]) -> list[dict[str, Any]]:
     groups = [
-        {**group, "params": [move.new for p in group["params"] for move in moves.get(id(p), ())]}
+        {**_unscheduled(group), "params": [move.new for p in group["params"] for move in moves.get(id(p), ())]}
         for group in optimizer.param_groups
     ]
     return [group for group in groups if group["params"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from hyperprune import DHP, Budget, Lean, export_pruned, hyperize, prune
+from hyperprune import DHP, Budget, Lean, Search, export_pruned, hyperize, prune
 from hyperprune.cost import CostModel
 from hyperprune.errors import BudgetError, ModelError, ProofError
 from hyperprune.export import export_with_proof
@@ -25,6 +26,7 @@ from tests.models import (
     searched,
     small,
     snapshot,
+    train,
 )
 
 every_model = pytest.mark.parametrize("name", SMALL)
@@ -187,3 +189,17 @@ def test_magnitude_keeps_the_channels_of_largest_weights() -> None:
 def test_an_unknown_criterion_is_refused_with_those_that_exist() -> None:
     with pytest.raises(BudgetError, match=r"no criterion 'taste'; there are: .*magnitude.*random"):
         prune(residual(), torch.randn(1, 3, 8, 8), Budget(macs=0.5), criterion="taste")
+
+
+def test_an_export_before_the_last_step_says_that_the_budget_is_not_met() -> None:
+    x = torch.randn(4, 3, 8, 8)
+    hyper = hyperize(residual(), x)
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.01))
+    search = Search(hyper, optimizer, Budget(macs=0.5), 6)
+    train(hyper, search, optimizer, x, 3)
+    with pytest.warns(UserWarning, match=r"macs instead of [\d,]+\. .* at step 3 of 6"):
+        export_pruned(hyper)
+    train(hyper, search, optimizer, x, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export_pruned(hyper)

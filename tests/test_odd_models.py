@@ -652,3 +652,62 @@ def test_a_number_that_follows_from_a_weights_shape_keeps_its_channels() -> None
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Equalised(8, 6, False), nn.ReLU(), *head)
     hyper, _ = halved(model, torch.randn(IMAGE))
     assert (units_of(hyper, "0"), units_of(hyper, "4")) == (0, 7)
+
+
+class InPlace(nn.Module):
+    """Normalises the very tensor it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.first(x.sub_(0.5).div_(0.25))))
+
+
+def test_a_model_may_change_its_input_in_place_and_the_users_tensor_stays() -> None:
+    x = torch.randn(IMAGE)
+    before = x.clone()
+    hyper = hyperize(InPlace(), x)
+    hyper.bank.keep_(torch.arange(8) < 4)
+    assert export_with_proof(hyper)[1].relative_error < 1e-5
+    assert torch.equal(x, before)
+
+
+def test_a_float32_network_may_return_float64() -> None:
+    parts = {"first": nn.Conv2d(3, 8, 3), "out": nn.Conv2d(8, 2, 3)}
+    hyper, _ = halved(Net(parts, lambda net, x: net.out(torch.relu(net.first(x))).double()), torch.randn(IMAGE))
+    assert units_of(hyper, "first") == 8
+
+
+@dataclass(slots=True)
+class Slotted:
+    logits: Tensor
+    hidden: Tensor
+
+
+def test_a_dataclass_with_slots_may_come_out() -> None:
+    parts = {"first": nn.Conv2d(3, 8, 1), "inner": nn.Conv2d(8, 4, 1), "out": nn.Conv2d(4, 2, 1)}
+
+    def run(net: Any, x: Tensor) -> Slotted:
+        hidden = net.inner(torch.relu(net.first(x)))
+        return Slotted(net.out(torch.relu(hidden)), hidden)
+
+    hyper, _ = halved(Net(parts, run), torch.randn(IMAGE))
+    assert (units_of(hyper, "first"), units_of(hyper, "inner")) == (8, 0)
+
+
+def test_a_model_without_values_is_refused() -> None:
+    with torch.device("meta"):
+        model, x = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)), torch.zeros(IMAGE)
+    with pytest.raises(ModelError, match="meta device"):
+        hyperize(model, x)
+
+
+@pytest.mark.parametrize("kept", [nn.Conv2d, lambda path, module: path == "0", "0"])
+def test_one_pattern_needs_no_list(kept: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    x = torch.randn(4, 3, 1, 1)
+    assert hyperize(model, x).coupling.units == 14
+    assert hyperize(model, x, keep=kept).coupling.units == 6
+    assert hyperize(model, x, only=kept).coupling.units == 8

@@ -17,7 +17,7 @@ from hyperprune import DHP, Budget, Fisher, HyperModel, L1Proximal, Lean, Publis
 from hyperprune.budget import Ladder
 from hyperprune.errors import BudgetError, SearchError
 from hyperprune.generators import Generator
-from hyperprune.sparsifiers import Sparsifier
+from hyperprune.sparsifiers import BinaryGates, HardConcrete, Sparsifier
 from tests.models import SMALL, assert_same, count, residual, small, snapshot, train
 
 IMAGES = (4, 3, 8, 8)
@@ -249,6 +249,43 @@ def test_a_step_that_a_grad_scaler_skips_is_not_observed() -> None:
     assert torch.isfinite(search.state_dict()["sparsifier"]["score"]["average"]).all()
     assert search.done
     assert_met(hyper, Budget(macs=0.5))
+
+
+def test_first_steps_that_a_grad_scaler_skips_only_delay_the_decisions() -> None:
+    hyper, search, optimizer = start(steps=20)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    x = torch.randn(IMAGES)
+    for index in range(20):
+        optimizer.zero_grad()
+        scaler.scale(hyper(x).square().mean() * (float("inf") if index < 5 else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        search.step()
+        assert bool(hyper.living().all()) == (index < 5)
+    assert search.done
+    assert_met(hyper, Budget(macs=0.5))
+
+
+def test_an_optimiser_without_a_learning_rate_will_do() -> None:
+    class Plain(torch.optim.Optimizer):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            for parameter in self.param_groups[0]["params"]:
+                parameter.sub_(0.01 * parameter.grad)
+
+    hyper = hyperize(residual(), torch.randn(IMAGES))
+    optimizer = Plain(hyper.parameters(), {})
+    train(hyper, Search(hyper, optimizer, Budget(macs=0.5), 6), optimizer, torch.randn(IMAGES), 6)
+    assert_met(hyper, Budget(macs=0.5))
+
+
+@pytest.mark.parametrize("rule", [BinaryGates, HardConcrete])
+def test_no_unit_is_free_where_a_budget_prices_a_peak_alone(rule: Any) -> None:
+    hyper = hyperize(residual(), torch.randn(IMAGES))
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.01))
+    search = Search(hyper, optimizer, Budget(activation_bytes=0.5), 12, sparsifier=rule())
+    train(hyper, search, optimizer, torch.randn(IMAGES), 6)
+    assert float(search.state_dict()["prices"].min()) > 0
 
 
 def test_latents_that_are_not_finite_are_an_error_that_names_the_step() -> None:

@@ -189,3 +189,22 @@ def test_a_network_that_is_not_an_export_of_the_search_is_refused() -> None:
     hyper.bank.keep_(random_half(hyper, torch.Generator().manual_seed(7)))
     with pytest.raises(ModelError, match=r"slim = export_pruned\(hyper\) first"):
         transfer_optimizer(hyper, slim, made)
+
+
+def test_a_scheduler_made_anew_starts_from_the_rate_of_now() -> None:
+    hyper, optimizer, x = trained("residual", "sgd", steps=0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    for _ in range(9):
+        step(hyper, optimizer, x)
+        scheduler.step()
+    moved = transfer_optimizer(hyper, export_pruned(hyper), optimizer)
+    now = optimizer.param_groups[0]["lr"]
+    torch.optim.lr_scheduler.LambdaLR(moved, lambda epoch: 1.0)
+    assert moved.param_groups[0]["lr"] == now < 0.001
+
+
+def test_an_optimiser_that_keeps_more_than_its_state_is_refused() -> None:
+    hyper, _, _ = trained("residual", "sgd", steps=1)
+    optimizer = torch.optim.LBFGS(hyper.parameters())
+    with pytest.raises(ModelError, match="LBFGS keeps more than state"):
+        transfer_optimizer(hyper, export_pruned(hyper), optimizer)

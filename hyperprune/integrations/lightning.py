@@ -84,9 +84,12 @@ class HyperPrune(Callback):
         if not isinstance(hyper, HyperModel) or (self.search is not None and self.search.done):
             return
         optimizer = _holder(trainer.optimizers, hyper)
+        if self._saved is None and self.search is not None:  # an earlier fit ended before it
+            self._saved = self.search.state_dict()
         self.search = Search(hyper, optimizer, self.budget, self._steps_of(trainer), **self.search_options)
         if self._saved is not None:
             self.search.load_state_dict(self._saved)
+            self._saved = None
         self.search.attach(optimizer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -28,7 +28,7 @@ def timed_layers(tailor: Tailor) -> dict[str, tuple[nn.Module, Counter[tuple[int
     names = {tensor.name for tensor in tailor.coupling.tensors if tensor.positions}
     layers = {f"{path}.weight": m for path, m in tailor.dense.named_modules() if type(m).forward in _FORWARDS}
     found = {name: (layer, Counter[tuple[int, ...]]()) for name, layer in layers.items() if name in names}
-    hooks = [layer.register_forward_pre_hook(_noting(seen)) for layer, seen in found.values()]
+    hooks = [layer.register_forward_pre_hook(_noting(seen), with_kwargs=True) for layer, seen in found.values()]
     try:
         tailor.run(tailor.dense)
     finally:
@@ -66,8 +66,8 @@ def layer_tables(
 
 
 def _noting(seen: Counter[tuple[int, ...]]) -> Any:
-    def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        seen[tuple(args[0].shape)] += 1
+    def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen[tuple((args or tuple(kwargs.values()))[0].shape)] += 1
 
     return note
 

@@ -147,6 +147,15 @@ def test_a_fit_that_ends_before_the_search_says_so_and_keeps_the_network(tmp_pat
     assert slim is module.model
 
 
+def test_a_second_fit_goes_on_where_the_first_ended(tmp_path: Path) -> None:
+    module, callback = Classifier(), HyperPrune(Budget(macs=0.5), steps=BATCHES + 2)
+    trainer(tmp_path, callback, max_epochs=1, enable_checkpointing=False).fit(module, loader())
+    assert callback.search is not None
+    assert callback.search.step_count == BATCHES
+    trainer(tmp_path, callback, max_epochs=1, enable_checkpointing=False).fit(module, loader())
+    assert_slim(module, callback, 0.5)
+
+
 @pytest.mark.parametrize("steps", [0, -3, 0.0, 1.5])
 def test_steps_out_of_range_are_refused(steps: float) -> None:
     with pytest.raises(HyperpruneError, match="fraction"):

@@ -139,6 +139,20 @@ def test_a_latency_that_the_clock_never_shows_is_warned_of() -> None:
         settle(hyper, replace(drawn_latency(hyper.coupling, seed=1), clock=Stuck()), Budget(latency=0.5))
 
 
+def test_layers_may_be_called_by_keyword() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.out = nn.Linear(6, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(input=torch.relu(self.first(input=x)))
+
+    with counting() as clock:
+        model = fit_latency(hyperize(Named(), torch.randn(3, 6)), seconds=0.0, clock=clock)
+    assert len(model.tables) == 2
+
+
 def test_a_search_ends_at_the_latency_asked_for() -> None:
     hyper = hyperize(nn.Sequential(*small_layers()), torch.randn(1, 3, 12, 12))
     with counting() as clock:
