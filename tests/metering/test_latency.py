@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hyperprune import Budget, HyperModel, Search, fit_latency, hyperize
