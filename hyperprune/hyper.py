@@ -335,7 +335,7 @@ def _copy(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). hyperize works on a "
-            "copy; drop tensors with a gradient history that the model keeps as attributes."
+            "copy; drop attributes that cannot be copied, such as locks, open files and generators."
         ) from error
 
 

@@ -117,18 +117,20 @@ class Trace:
     training: bool
 
     def used(self) -> set[str]:
-        """Return the names of the parameters that some call reads."""
+        """Return the names of the parameters and buffers that some call reads."""
+        names = {**self.parameters, **self.buffers}
         return {
-            self.parameters[node.name]
+            names[node.name]
             for node in self.graph.nodes
-            if node.op == "placeholder" and node.name in self.parameters and node.users
+            if node.op == "placeholder" and node.name in names and node.users
         }
 
 
 def trace(model: nn.Module, inputs: ExampleInputs) -> tuple[Trace, ...]:
     """Trace ``model`` in eval mode, and in train mode too where that reaches layers that eval does not.
 
-    The auxiliary heads of GoogLeNet and Inception run only in train mode; a slim model must still fit them.
+    The auxiliary heads of GoogLeNet and Inception run only in train mode, and so do averages kept in buffers; a slim
+    model must still fit them.
     The module is returned to the mode it was in; random state is untouched.
 
     Raises:
@@ -139,7 +141,7 @@ def trace(model: nn.Module, inputs: ExampleInputs) -> tuple[Trace, ...]:
     with _as_found(model), _quiet():
         model.eval()
         traces = [_export(model, inputs)]
-        unused = {name for name, _ in model.named_parameters()} - traces[0].used()
+        unused = _with_channels(model) - traces[0].used()
         if unused:
             model.train()
             traces += _train_trace(model, inputs, unused)
@@ -209,8 +211,14 @@ def _source_line(stack_trace: str) -> str:
     return "".join(f"{frame['file'].rsplit('/', 1)[-1]}:{frame['line']}" for frame in chosen)
 
 
+def _with_channels(model: nn.Module) -> set[str]:
+    """Return the names of the parameters, and of the buffers that may have channels: a counter has none."""
+    buffers = {name for name, buffer in model.named_buffers() if buffer.ndim and buffer.is_floating_point()}
+    return buffers | {name for name, _ in model.named_parameters()}
+
+
 def _train_trace(model: nn.Module, inputs: ExampleInputs, unused: set[str]) -> list[Trace]:
-    """Trace train mode if that reaches an unused parameter; batch norm may insist on two examples."""
+    """Trace train mode if that reaches an unused tensor; batch norm may insist on two examples."""
     doubled = inputs.map(lambda t: torch.cat([t, t]) if t.ndim else t)
     for attempt in (inputs, doubled):
         try:

@@ -711,3 +711,25 @@ def test_one_pattern_needs_no_list(kept: Any) -> None:
     assert hyperize(model, x).coupling.units == 14
     assert hyperize(model, x, keep=kept).coupling.units == 6
     assert hyperize(model, x, only=kept).coupling.units == 8
+
+
+class Averages(nn.Module):
+    """Keeps an average of its features that only training touches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        self.register_buffer("average", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        if self.training:
+            self.average.mul_(0.9).add_(0.1 * x.detach().mean((0, 2, 3)))
+        return self.out(x)
+
+
+def test_a_buffer_that_only_training_touches_is_slim_too() -> None:
+    _, slim = halved(Averages(), torch.randn(IMAGE))
+    assert slim.average.numel() == slim.first.out_channels < 8
+    slim.train()(torch.randn(IMAGE))
+    assert bool(slim.average.any())
