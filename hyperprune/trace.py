@@ -82,9 +82,12 @@ class ExampleInputs:
         return self.map(lambda t: t.to(reference if t.is_floating_point() else reference.device))
 
     def call(self, model: nn.Module) -> Any:
-        """Run ``model`` on copies of these arguments: it may change them in place."""
-        given = self.map(torch.Tensor.clone)
-        return model(*given.args, **given.kwargs)
+        """Run ``model`` on these arguments."""
+        return model(*self.args, **self.kwargs)
+
+    def copied(self) -> ExampleInputs:
+        """Return copies, for a model that changes its inputs in place."""
+        return self.map(torch.Tensor.clone)
 
 
 @dataclass(frozen=True)
@@ -304,7 +307,7 @@ def _cannot_export(model: nn.Module, error: Exception) -> str:
 def _raise_if_model_fails(model: nn.Module, inputs: ExampleInputs) -> None:
     try:
         with torch.no_grad():
-            inputs.call(copied(model))  # in train mode a run would move batch norm's statistics
+            inputs.copied().call(copied(model))  # in train mode a run would move batch norm's statistics
     except Exception as error:
         shapes = [f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in inputs.tensors()]
         raise InputsError(
