@@ -269,7 +269,7 @@ def prove(hyper: HyperModel, slim: nn.Module, tolerance: float | None = None) ->
     """Compare a slim model with the searched network on the example inputs, in eval mode."""
     inputs = hyper.inputs.like(next(hyper.model.parameters()))
     with hyper.bank.still():
-        proof = compare(run_eval(hyper.model, inputs), run_eval(slim, inputs), tolerance)
+        proof = compare(run_eval(hyper.model, inputs.copied()), run_eval(slim, inputs.copied()), tolerance)
     return proof if tolerance is not None else replace(proof, tolerance=max(proof.tolerance, rounding(slim)))
 
 

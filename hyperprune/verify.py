@@ -102,9 +102,9 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 @torch.no_grad()
 def run_eval(model: nn.Module, inputs: ExampleInputs) -> Any:
-    """Run a model in eval mode, in full precision and without gradients; modes, random state and inputs stay."""
+    """Run a model in eval mode, in full precision and without gradients; modes and random state come back."""
     with eval_mode(model), full_precision(), torch.random.fork_rng(devices=[]):
-        return inputs.copied().call(model)
+        return inputs.call(model)
 
 
 @contextmanager
