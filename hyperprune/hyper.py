@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from math import prod
+from types import FunctionType
 from typing import Any, get_args
 
 import torch
@@ -23,10 +25,10 @@ from hyperprune.labels import Attention, flow, norms_in_groups
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
-from hyperprune.rehearsal import Choices, after_fault, rehearse
+from hyperprune.rehearsal import Choices, after_fault, rehearse, without_guilty
 from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
-from hyperprune.trace import ExampleInputs, calls_by_line, trace
+from hyperprune.trace import ExampleInputs, drop_caches_, trace
 from hyperprune.verify import Proof, compare, rounding, run_eval
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -177,13 +179,15 @@ def hyperize(
     inputs = ExampleInputs.of(example_inputs)
     _check_devices(model, inputs)
     base = _copy(model)
+    _check_modes(base)
+    drop_caches_(base)
     traces = trace(base, inputs)
     unreached = {name for name, _ in base.named_parameters()} - set().union(*(t.used() for t in traces))
     kept = _kept(model, keep, only)
 
     def couple(choices: Choices) -> CouplingMap:
         ledger = flow(traces, choices.readings, attention)
-        return build(ledger, base, unreached, choices.closed, kept, choices.heirs)
+        return build(ledger, base, unreached, choices.closed, kept, choices.heirs, choices.held)
 
     norms = norms_in_groups(trace.graph for trace in traces)
     choices, coupling = _first_reading(norms, couple)
@@ -193,7 +197,8 @@ def hyperize(
         if isinstance(outcome, Proof):
             found = replace(coupling, branches=find_branches(traces[0], coupling))
             return _assemble(base, found, Lean() if generator is None else generator, inputs)
-        choices = after_fault(choices, coupling, base, outcome, calls_by_line(traces))
+        tried = after_fault(choices, coupling, base, outcome)
+        choices = without_guilty(choices, base, coupling, inputs, outcome) if tried is None else tried
         coupling = couple(choices)
 
 
@@ -266,11 +271,31 @@ def _closes(hyper: HyperModel, branches: tuple[Branch, ...]) -> bool:
 
 
 def prove(hyper: HyperModel, slim: nn.Module, tolerance: float | None = None) -> Proof:
-    """Compare a slim model with the searched network on the example inputs, in eval mode."""
-    inputs = hyper.inputs.like(next(hyper.model.parameters()))
+    """Compare a slim model with the searched network on the example inputs, in eval mode.
+
+    Where large numbers in the outputs could hide a difference in small ones, copies in float64 are compared too.
+    """
+    proof = _compared(hyper, slim, tolerance)
+    if tolerance is None:
+        proof = replace(proof, tolerance=max(proof.tolerance, rounding(slim)))
+    if proof.holds and proof.uneven and tolerance is None and next(slim.parameters()).dtype == torch.float32:
+        return _compared_finely(hyper) or proof
+    return proof
+
+
+def _compared(hyper: HyperModel, slim: nn.Module, tolerance: float | None) -> Proof:
+    inputs = hyper.inputs.suiting(hyper.model)
     with hyper.bank.still():
-        proof = compare(run_eval(hyper.model, inputs.copied()), run_eval(slim, inputs.copied()), tolerance)
-    return proof if tolerance is not None else replace(proof, tolerance=max(proof.tolerance, rounding(slim)))
+        return compare(run_eval(hyper.model, inputs.copied()), run_eval(slim, inputs.copied()), tolerance)
+
+
+def _compared_finely(hyper: HyperModel) -> Proof | None:
+    """Return the proof of a copy in float64; None if the network runs in no other type than its own."""
+    try:
+        finer = copied(hyper).double()
+        return _compared(finer, slim_copy(finer), None)
+    except Exception:  # whatever the user's forward raises
+        return None
 
 
 def _assemble(model: nn.Module, coupling: CouplingMap, generator: Generator, inputs: ExampleInputs) -> HyperModel:
@@ -300,6 +325,7 @@ def _check_model(model: object) -> None:
         raise ModelError(
             f"{lazy[0]} has no shape yet: its layer is lazy. Call the model once on an example, then hyperize it."
         )
+    _check_hooks(model)
 
 
 def _check_plain(path: str, module: nn.Module) -> None:
@@ -309,6 +335,48 @@ def _check_plain(path: str, module: nn.Module) -> None:
             f"layer {path!r} ({type(module).__name__}) already has a parametrized weight (weight norm, spectral "
             "norm, ...). Remove it first: torch.nn.utils.parametrize.remove_parametrizations or remove_weight_norm."
         )
+
+
+def _check_hooks(model: nn.Module) -> None:
+    """A function is not copied with its module: one that holds a part of the model would go on writing into it."""
+    parts = {id(part) for part in model.modules()}
+    for path, module in model.named_modules():
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), vars(module).get("forward")]
+        for hook in (hook for hook in hooks if isinstance(hook, FunctionType)):
+            if any(id(content) in parts for content in _contents(hook)):
+                raise ModelError(
+                    f"{hook.__qualname__}, which runs with layer {path!r}, holds a part of the model in its closure. "
+                    "hyperize works on a copy, and the function would go on writing into your model. Make it a method "
+                    "(layer.register_forward_hook(self.keep)), or remove it before hyperize."
+                )
+
+
+def _contents(function: FunctionType) -> Iterator[object]:
+    """Return what the closure of a function holds; a cell may still be empty."""
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):
+            yield cell.cell_contents
+
+
+def _check_modes(base: nn.Module) -> None:
+    """Refuse layers that edit their weights in train() and eval(): a generated weight would not take the edit."""
+    if all(type(module).train is nn.Module.train and type(module).eval is nn.Module.eval for module in base.modules()):
+        return
+    tried = copied(base)
+    states = [{name: value.clone() for name, value in tried.train(mode).state_dict().items()} for mode in (True, False)]
+    moved = [name for name in states[0] if not _same(states[0][name], states[1].get(name))]
+    moved += [name for name in states[1] if name not in states[0]]
+    if moved:
+        path = moved[0].rpartition(".")[0]
+        raise ModelError(
+            f"layer {path!r} ({type(base.get_submodule(path)).__name__}) changes {moved[0]!r} between train() and "
+            "eval(), as merged LoRA layers and fused branches do. Generated weights cannot be edited from outside: "
+            "merge or fuse the layer for good, or take the edit out of its train(), then hyperize."
+        )
+
+
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.shape == other.shape and bool(torch.equal(one, other))
 
 
 def _check_devices(model: nn.Module, inputs: ExampleInputs) -> None:

@@ -40,9 +40,8 @@ class LatentBank(nn.Module):
         units = sum(group.size for group in groups)
         self.latents = nn.Parameter(torch.ones(units))
         self.register_buffer("alive", torch.ones(units))
-        self.register_buffer("noise", None)
         self.alive: Tensor
-        self.noise: Tensor | None
+        self.noise: Tensor | None = None
 
     def gates(self) -> Tensor:
         """Return the value each unit is multiplied by, shape ``[units]``, without noise.
@@ -117,14 +116,25 @@ class LatentBank(nn.Module):
         self.alive.copy_(kept)
         self.latents.masked_fill_(kept & (self.latents == 0), 1.0)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Save noise where there is any. It comes and goes, so it is no buffer: averages over a network pair these."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.noise is not None:
+            destination[f"{prefix}noise"] = self.noise if keep_vars else self.noise.detach()
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *options: Any) -> None:
-        """Make room for noise if the state has any."""
-        self.noise = torch.zeros_like(self.alive) if f"{prefix}noise" in state_dict else None
+        noise = state_dict.pop(f"{prefix}noise", None)
+        self.noise = None if noise is None else noise.to(self.alive, copy=True)
         super()._load_from_state_dict(state_dict, prefix, *options)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LatentBank:
         """Follow the model to another device or to double precision, but not to half."""
-        super()._apply(lambda tensor: _not_halved(tensor, fn(tensor)), recurse)  # type: ignore[no-untyped-call]
+
+        def follow(tensor: Tensor) -> Tensor:
+            return _not_halved(tensor, fn(tensor))
+
+        super()._apply(follow, recurse)  # type: ignore[no-untyped-call]
+        self.noise = None if self.noise is None else follow(self.noise)
         return self
 
     def extra_repr(self) -> str:

@@ -155,7 +155,6 @@ def recalibrate_(model: Model, batches: Iterable[Any]) -> Model:
 
 
 def _average_(model: nn.Module, layers: list[_BatchNorm], batches: Iterable[Any]) -> None:
-    reference = next(chain(model.parameters(), model.buffers()))
     model.eval()
     for layer in layers:
         layer.reset_running_stats()
@@ -163,7 +162,7 @@ def _average_(model: nn.Module, layers: list[_BatchNorm], batches: Iterable[Any]
         layer.train()
     seen = False
     for batch in batches:
-        _inputs_of(batch).like(reference).call(model)
+        _inputs_of(batch).suiting(model).call(model)
         seen = True
     if not seen:
         raise RecoveryError("there is no batch to take statistics from. A generator that has run out yields none.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hyperprune.copies import copied
-from hyperprune.coupling import STAYS, CouplingMap, Heir, lies_inside
+from hyperprune.coupling import STAYS, CouplingMap, Group, Heir, Held, lies_inside
 from hyperprune.errors import ModelError
 from hyperprune.generators import Lean, attach, withdraw_
 from hyperprune.labels.flow import LAST_RESORT
@@ -44,11 +44,13 @@ class Choices:
         closed: modules whose channels all stay, because no reading of their calls exported exactly.
         heirs: modules that take over the sizes on one line of the module around them: that line calls a method of
             theirs which is not ``forward``, and torch.export credits what happens there to the caller.
+        held: positions of tensors that stay, because no export without some of them was exact.
     """
 
     readings: Mapping[str, int] = field(default_factory=dict)
     closed: frozenset[str] = frozenset()
     heirs: frozenset[Heir] = frozenset()
+    held: frozenset[Held] = frozenset()
 
     def next(self, calls: Iterable[str]) -> Choices:
         """Return the choices with the next reading for some calls.
@@ -92,9 +94,9 @@ def rehearse(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> 
     all happens at several draws of widths: at one, a wrong size may be right by luck (97 // 2 == 96 // 2). Returns a
     proof, or what went wrong.
     """
-    holds_sizes = bool(_suspects(coupling, dict(model.named_modules(remove_duplicate=False))))
-    draws = _draws(coupling) if holds_sizes else 1
-    outcomes = (_rehearse_at(_about_half(coupling, draw), model, coupling, inputs) for draw in range(draws))
+    outcomes = (
+        _rehearse_at(_about_half(coupling, draw), model, coupling, inputs) for draw in range(_draws(coupling, model))
+    )
     proof = next(outcomes)
     return next((other for other in outcomes if isinstance(other, Fault)), proof) if isinstance(proof, Proof) else proof
 
@@ -109,6 +111,8 @@ def _rehearse_at(half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: 
     if single and isinstance(outcome, Fault) and outcome.inexact:
         again = _rehearse_finely(half, model, coupling, inputs, CLEAR)
         return again if isinstance(again, Proof) else outcome
+    if single and isinstance(outcome, Proof) and outcome.uneven:
+        return _rehearse_finely(half, model, coupling, inputs, None) or outcome
     return outcome
 
 
@@ -118,9 +122,10 @@ def _rehearse_finely(
     """Rehearse in float64; None if the network runs in no other type than its own."""
     finer = copied(model).double()
     try:
-        return _rehearse_once(half, finer, coupling, inputs.like(next(finer.parameters())), bound)
-    except RuntimeError:
+        outcome = _rehearse_once(half, finer, coupling, inputs.suiting(finer), bound)
+    except Exception:  # whatever the user's forward raises
         return None
+    return None if isinstance(outcome, Fault) and not outcome.inexact else outcome
 
 
 def _is_read_in_two_ways(coupling: CouplingMap) -> bool:
@@ -140,24 +145,34 @@ def _rehearse_once(
     bank.keep_(half)
     attach(model, bank, coupling, Lean(), seed=0)
     attach_norms(model, bank, coupling)
-    with calibrated(model) as calls:
-        expected = run_eval(model, inputs.copied())
-    if max(calls.values(), default=0) > 1:  # the first call of a reused norm had other statistics than the last
-        expected = run_eval(model, inputs.copied())
-    withdraw_(model)
-    detach_norms(model)
-    carve_(model, coupling.plan(half.numpy()))
     try:
+        expected = _calibrated_run(model, inputs)
+        withdraw_(model)
+        detach_norms(model)
+        carve_(model, coupling.plan(half.numpy()))
         proof = compare(expected, run_eval(model, inputs.copied()))
-    except Exception as error:  # whatever the user's forward raises on wrong sizes
+    except Exception as error:  # whatever the user's forward raises on generated weights, or on wrong sizes
         modules = _modules_on_stack(model, error.__traceback__)
         return Fault(f"{type(error).__name__}: {error}", modules, lines=failing_lines(error.__traceback__))
     bound = SLACK * proof.tolerance if bound is None else bound
     return proof if proof.relative_error <= bound else Fault(str(proof), (), inexact=True)
 
 
-def _draws(coupling: CouplingMap) -> int:
-    """Return how many draws tell a wrong size from a right one: groups of few units often keep the same number."""
+def _calibrated_run(model: nn.Module, inputs: ExampleInputs) -> Any:
+    with calibrated(model) as calls:
+        expected = run_eval(model, inputs.copied())
+    if max(calls.values(), default=0) > 1:  # the first call of a reused norm had other statistics than the last
+        expected = run_eval(model, inputs.copied())
+    return expected
+
+
+def _draws(coupling: CouplingMap, model: nn.Module) -> int:
+    """Return how many draws tell a wrong size from a right one: groups of few units often keep the same number.
+
+    One is enough where no code of the user's holds sizes.
+    """
+    if not _suspects(coupling, dict(model.named_modules(remove_duplicate=False))):
+        return 1
     return 2 + 2 * any(group.size <= FEW_UNITS for group in coupling.groups)
 
 
@@ -210,25 +225,18 @@ def _all_zero(weight: Tensor) -> bool:
     return not bool(weight[0].any()) and not bool(weight.any())
 
 
-def after_fault(
-    choices: Choices,
-    coupling: CouplingMap,
-    model: nn.Module,
-    fault: Fault,
-    calls: Mapping[str, Sequence[str]] | None = None,
-) -> Choices:
-    """Decide what to try next after a slim model failed to run, or computed something else.
+def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault: Fault) -> Choices | None:
+    """Decide how to read the model next, after a slim one failed to run, or computed something else.
 
     An exception points first to the calls on the lines that ran, then to the modules it passed through; a wrong
     result to products between activations, then to every call that holds a size. Where no call is left to read
-    differently, the module that failed is closed, and at last the line that failed.
+    differently, the module that failed is closed.
 
     Args:
         model: the network, for the classes of its modules.
-        calls: the names of the calls that each line of source makes.
 
-    Raises:
-        ModelError: nothing is left to try.
+    Returns:
+        what to try; None if nothing is left, and the groups themselves must be asked (``without_guilty``).
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     if fault.inexact and (readings := _other_products(coupling, modules, choices)):
@@ -251,14 +259,59 @@ def after_fault(
             return choices.close(path)
     if fault.inexact and (unfrozen := [made.node for made in coupling.products]):
         return replace(choices, readings={**choices.readings, **dict.fromkeys(unfrozen, LAST_RESORT)})
-    for line in fault.lines:
-        if here := [node for node in (calls or {}).get(line, ()) if choices.readings.get(node, 0) < LAST_RESORT]:
-            return replace(choices, readings={**choices.readings, **dict.fromkeys(here, LAST_RESORT)})
-    raise ModelError(
-        f"a rehearsed export of {type(model).__name__} went wrong ({fault.what}), and no size written into "
-        "forward() explains it. Either a number is worked out from a width, as in x / math.sqrt(x.shape[1]): hold the "
-        "layer that makes x with keep=. Or a layer changes its weights while running. Please report the model."
-    )
+    return None
+
+
+def without_guilty(
+    choices: Choices, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, fault: Fault
+) -> Choices:
+    """Let go of the groups without which every rehearsal holds; they are found by bisection.
+
+    So a number that is worked out from a width (``x / math.sqrt(x.shape[1])``) costs the channels that it counts,
+    not the model.
+
+    Raises:
+        ModelError: the model differs from itself with nothing removed.
+    """
+    if isinstance(_rehearse_at(torch.ones(coupling.units, dtype=torch.bool), model, coupling, inputs), Fault):
+        raise ModelError(
+            f"a rehearsed export of {type(model).__name__} went wrong ({fault.what}), even with every channel in "
+            "place. A layer changes its weights or buffers while running, or looks its parameters up by name, or the "
+            "outputs are random in eval mode. Hyperize the part of the model that does none of this."
+        )
+    guilty = _guilty(coupling.groups, lambda groups: _holds(groups, model, coupling, inputs))
+    units = {unit for group in guilty for unit in range(group.start, group.start + group.size)}
+    held = {
+        (site.tensor, site.axis, tuple(at for at, unit in enumerate(site.units) if unit in units))
+        for site in coupling.sites
+        if not units.isdisjoint(site.units)
+    }
+    return replace(choices, held=choices.held | held)
+
+
+def _guilty(groups: Sequence[Group], holds: Callable[[Sequence[Group]], bool]) -> list[Group]:
+    """Return groups that fail; of two halves that fail only together, the smaller.
+
+    Example:
+        >>> groups = [Group(name, at, 4, 1, (), (), ()) for at, name in enumerate("abcde")]
+        >>> [group.name for group in _guilty(groups, lambda some: not {"b", "e"} & {group.name for group in some})]
+        ['b', 'e']
+    """
+    if holds(groups):
+        return []
+    if len(groups) == 1:
+        return list(groups)
+    half = len(groups) // 2
+    return [*_guilty(groups[:half], holds), *_guilty(groups[half:], holds)] or list(groups[:half])
+
+
+def _holds(groups: Sequence[Group], model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> bool:
+    """Say whether exports hold that take channels from these groups only."""
+    whole = torch.ones(coupling.units, dtype=torch.bool)
+    for group in groups:
+        whole[group.units] = False
+    draws = (_about_half(coupling, draw) | whole for draw in range(_draws(coupling, model)))
+    return all(isinstance(_rehearse_at(draw, model, coupling, inputs), Proof) for draw in draws)
 
 
 def _other_products(coupling: CouplingMap, modules: Mapping[str, nn.Module], choices: Choices) -> dict[str, int]:

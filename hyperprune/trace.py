@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from traceback import format_tb
@@ -23,11 +22,10 @@ from torch import nn
 
 from hyperprune.copies import copied
 from hyperprune.errors import InputsError, TraceError
-from hyperprune.fakes import forget_fakes_
 from hyperprune.regions import join_regions_
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-STAND_IN = 2  # for a size that depends on values
+STAND_IN = 16  # for a size that depends on values: what is left of it behind a kernel of 7 is still a size
 _LIBRARY = ("/torch/nn/", "/torch/_", "/torch/functional")
 
 
@@ -77,9 +75,12 @@ class ExampleInputs:
         args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, change, (self.args, dict(self.kwargs)))
         return ExampleInputs(tuple(args), kwargs)
 
-    def like(self, reference: torch.Tensor) -> ExampleInputs:
-        """Return the inputs on the device, and those of floating point in the dtype, of ``reference``."""
-        return self.map(lambda t: t.to(reference if t.is_floating_point() else reference.device))
+    def suiting(self, model: nn.Module) -> ExampleInputs:
+        """Return the inputs on the device of a model, those of floating point in its dtype, if it has only one."""
+        tensors: list[torch.Tensor] = [*model.parameters()] or [*model.buffers()]
+        kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+        kind = kinds.pop() if len(kinds) == 1 else None
+        return self.map(lambda t: t.to(tensors[0].device, kind if t.is_floating_point() else None))
 
     def call(self, model: nn.Module) -> Any:
         """Run ``model`` on these arguments."""
@@ -133,22 +134,19 @@ def trace(model: nn.Module, inputs: ExampleInputs) -> tuple[Trace, ...]:
     """Trace ``model`` in eval mode, and in train mode too where that reaches layers that eval does not.
 
     The auxiliary heads of GoogLeNet and Inception run only in train mode, and so do averages kept in buffers; a slim
-    model must still fit them.
-    The module is returned to the mode it was in; random state is untouched.
+    model must still fit them. What is followed are copies, and only after one run with real numbers: tensors without
+    data, which torch.export sends through forward(), would stay in the caches that the user's code keeps.
 
     Raises:
         InputsError: the model itself fails on these inputs.
         TraceError: the model runs but cannot be exported; the message holds the line that stopped it.
     """
-    drop_caches_(model)
-    with _as_found(model), _quiet():
-        model.eval()
-        traces = [_export(model, inputs)]
+    with torch.random.fork_rng(devices=_cuda_devices(model)), _quiet():
+        _run_once(copied(model).eval(), inputs)
+        traces = [_export(_throwaway(model).eval(), inputs)]
         unused = _with_channels(model) - traces[0].used()
         if unused:
-            model.train()
             traces += _train_trace(model, inputs, unused)
-    drop_caches_(model)
     return tuple(traces)
 
 
@@ -167,15 +165,6 @@ def owner_class(node: torch.fx.Node) -> str:
     """Return the class name of the innermost module whose ``forward`` made this call."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return str(stack[-1][1]).rpartition(".")[2] if stack else ""
-
-
-def calls_by_line(traces: Iterable[Trace]) -> dict[str, list[str]]:
-    """Return the names of the calls that each line of the user's source makes."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for node in (node for trace in traces for node in trace.graph.nodes):
-        if node.op == "call_function":
-            found[origin(node).source].append(node.name)
-    return dict(found)
 
 
 def drop_caches_(model: nn.Module) -> None:
@@ -225,18 +214,41 @@ def _train_trace(model: nn.Module, inputs: ExampleInputs, unused: set[str]) -> l
     doubled = inputs.map(lambda t: torch.cat([t, t]) if t.ndim else t)
     for attempt in (inputs, doubled):
         try:
-            found = _export(model, attempt)
+            _run_once(copied(model).train(), attempt)
+            found = _export(_throwaway(model).train(), attempt)
         except (TraceError, InputsError):
             continue
         return [found] if found.used() & unused else []
     return []
 
 
+def _run_once(model: nn.Module, inputs: ExampleInputs) -> None:
+    """Run a copy with real numbers, in which caches get real tensors.
+
+    Raises:
+        InputsError: the model fails on these inputs.
+    """
+    try:
+        with torch.no_grad():
+            inputs.copied().call(model)
+    except Exception as error:  # whatever the user's forward raises
+        shapes = [f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in inputs.tensors()]
+        raise InputsError(
+            f"{type(model).__name__} fails on the example inputs {shapes}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _throwaway(model: nn.Module) -> nn.Module:
+    """Return a copy to be followed: what torch.export leaves in its attributes goes with it."""
+    copy = copied(model, shared=model.parameters())
+    drop_caches_(copy)
+    return copy
+
+
 def _export(model: nn.Module, inputs: ExampleInputs) -> Trace:
     try:
         program = _program(model, inputs)
-    except Exception as error:  # torch.export raises many types; what matters is whether the model itself runs
-        _raise_if_model_fails(model, inputs)
+    except Exception as error:  # torch.export raises many types; the model itself has run
         raise TraceError(_cannot_export(model, error)) from error
     signature = program.graph_signature
     graph = join_regions_(program.graph)
@@ -245,11 +257,8 @@ def _export(model: nn.Module, inputs: ExampleInputs) -> Trace:
 
 
 def _program(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:
-    try:
-        with _plain_outputs(model):
-            return torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
-    finally:
-        forget_fakes_(model)
+    with _plain_outputs(model):
+        return torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
 
 
 def _settle_sizes_(graph: torch.fx.Graph) -> None:
@@ -269,7 +278,7 @@ def _number(size: Any) -> int:
     if isinstance(size, int):
         return size
     expression = size.node.expr
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, STAND_IN)))
+    return max(1, int(expression.subs(dict.fromkeys(expression.free_symbols, STAND_IN))))
 
 
 @contextmanager
@@ -302,24 +311,6 @@ def _cannot_export(model: nn.Module, error: Exception) -> str:
         "The forward pass probably branches on the values of its input. Pass example inputs that take the "
         "branch you train, or hyperize the submodule (the backbone) that has no such branch."
     )
-
-
-def _raise_if_model_fails(model: nn.Module, inputs: ExampleInputs) -> None:
-    try:
-        with torch.no_grad():
-            inputs.copied().call(copied(model))  # in train mode a run would move batch norm's statistics
-    except Exception as error:
-        shapes = [f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in inputs.tensors()]
-        raise InputsError(
-            f"{type(model).__name__} fails on the example inputs {shapes}: {type(error).__name__}: {error}"
-        ) from error
-
-
-@contextmanager
-def _as_found(model: nn.Module) -> Iterator[None]:
-    """Give back the mode of every submodule and the random state."""
-    with torch.random.fork_rng(devices=_cuda_devices(model)), modes_kept(model):
-        yield
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

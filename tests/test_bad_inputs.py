@@ -63,6 +63,43 @@ def uncopyable() -> nn.Module:
     return model
 
 
+class Merging(nn.Conv2d):
+    """Adds an update to its weight when it goes to eval mode, as loralib's layers do."""
+
+    merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        if self.merged == mode:
+            self.weight.data += -0.5 if mode else 0.5
+            self.merged = not mode
+        return super().train(mode)
+
+
+class Watching(nn.Sequential):
+    """Keeps activations through a hook whose closure is the model."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+        self.seen: list[Tensor] = []
+        self[0].register_forward_hook(lambda module, args, output: self.seen.append(output))
+
+
+class Drifting(nn.Sequential):
+    """Multiplies by a number that grows from call to call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().forward(x) * self.calls
+
+
+def drifting() -> nn.Module:
+    return Drifting(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+
+def merging() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Merging(4, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+
+
 BAD_MODELS: list[tuple[str, Callable[[], Any], type[HyperpruneError], str]] = [
     ("no layer with weights", lambda: nn.Sequential(nn.ReLU(), nn.Flatten()), NothingPrunableError, "no parameters"),
     ("no convolution or linear layer", lambda: nn.Sequential(nn.BatchNorm2d(3)), NothingPrunableError,
@@ -75,6 +112,9 @@ BAD_MODELS: list[tuple[str, Callable[[], Any], type[HyperpruneError], str]] = [
     ("old weight norm", old_weight_normed, ModelError, "layer '3' .*already has a parametrized weight"),
     ("spectral norm", spectral_normed, ModelError, "layer '3' .*already has a parametrized weight"),
     ("old spectral norm", old_spectral_normed, ModelError, "layer '3' .*already has a parametrized weight"),
+    ("a layer that edits its weight in eval()", merging, ModelError, r"layer '2' \(Merging\) changes '2.weight'"),
+    ("a hook that holds the model", Watching, ModelError, r"Watching.__init__.<locals>.<lambda>.* layer '0'.*method"),
+    ("another output at every call", drifting, ModelError, "Drifting went wrong .*even with every channel in place"),
     ("a model that cannot be copied", uncopyable, ModelError, "Sequential cannot be copied"),
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from hyperprune import export_pruned, hyperize
 from hyperprune.errors import ModelError, NothingPrunableError
+from hyperprune.labels.reasons import INEXACT, RANDOM
 from hyperprune.rehearsal import Choices, rehearse
 from hyperprune.trace import ExampleInputs
 from hyperprune.verify import Proof
-from tests.models import couple, layout, random_half, relative_error, residual, zeroed
+from tests.models import Net, couple, layout, random_half, relative_error, residual, zeroed
 
 IMAGE = (2, 3, 4, 4)
 
@@ -202,6 +204,83 @@ def test_a_size_that_nothing_can_find_is_frozen_or_refused_but_never_offered() -
     with pytest.raises((ModelError, NothingPrunableError)) as refused:
         hyperize(Stale(), torch.randn(IMAGE))
     assert "Stale" in str(refused.value)
+
+
+class Scaled(nn.Module):
+    """Divides by the root of a width in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.out = (nn.Conv2d(i, o, 1) for i, o in ((3, 8), (8, 6), (6, 7), (7, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.out(torch.relu(self.c(y / y.shape[1] ** 0.5)))
+
+
+class Equalised(nn.Conv2d):
+    """Scales its weight by the number of its inputs, as StyleGAN's layers do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight * self.in_channels**-0.5, self.bias)
+
+
+class Sampled(nn.Module):
+    """Draws noise in the shape of its middle, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.mean, self.b, self.out = (nn.Linear(i, o) for i, o in ((5, 12), (12, 4), (4, 8), (8, 5)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.mean(torch.relu(self.a(x)))
+        return self.out(torch.relu(self.b(mean + torch.randn_like(mean))))
+
+
+def test_a_number_worked_out_from_a_width_costs_the_channels_that_it_counts_and_no_others() -> None:
+    coupling = exact(Scaled(), torch.randn(IMAGE))
+    found = layout(coupling, ("a", "c"))
+    assert (found["b"], len(set(found["a"])), len(set(found["c"]))) == ("......", 8, 7)
+    assert [frozen.reason for frozen in coupling.frozen if frozen.layer == "b"] == [INEXACT]
+
+
+def test_a_layer_that_scales_by_its_own_inputs_keeps_them() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Equalised(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    coupling = exact(model, torch.randn(IMAGE))
+    assert [(group.name, group.size) for group in coupling.groups] == [("2", 6)]
+
+
+def test_noise_in_the_shape_of_channels_keeps_them() -> None:
+    hyper = hyperize(Sampled().eval(), torch.randn(4, 5))
+    assert [(group.name, group.size) for group in hyper.coupling.groups] == [("a", 12), ("b", 8)]
+    assert [frozen.reason for frozen in hyper.coupling.frozen if frozen.layer == "mean"] == [RANDOM]
+
+
+@pytest.mark.parametrize("masked", [
+    lambda y, x: y + (x[:, 0] > 0) * -10_000.0,
+    lambda y, x: y.masked_fill(x[:, 0] > 0, -1000.0),
+    lambda y, x: torch.stack([y, 1280 * x[:, 1]]),
+], ids=["an added -10,000", "a fill of -1,000", "coordinates beside scores"])  # fmt: skip
+def test_large_numbers_beside_small_ones_hide_no_wrong_width(masked: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        y = torch.relu(net.a(x))
+        return masked(net.out(torch.relu(net.b(y / y.shape[1] ** 0.5)))[:, 0], x)
+
+    parts = {"a": nn.Conv2d(3, 32, 1), "b": nn.Conv2d(32, 16, 1), "out": nn.Conv2d(16, 1, 1)}
+    hyper = hyperize(Net(parts, run).eval(), torch.randn(2, 3, 8, 8))
+    assert [group.name for group in hyper.coupling.groups] == ["b"]
+
+
+def test_a_model_that_insists_on_its_type_or_mixes_types_is_rehearsed_in_it() -> None:
+    def run(net: Any, x: Tensor) -> Tensor:
+        assert x.dtype == torch.float32
+        return net.out(torch.relu(net.b(torch.relu(net.a(x)) * net.scale.float())))
+
+    scale = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    parts = {"scale": scale, "a": nn.Linear(5, 8), "b": nn.Linear(8, 7), "out": nn.Linear(7, 3)}
+    hyper = hyperize(Net(parts, run).eval(), torch.randn(2, 5))
+    hyper.bank.keep_(torch.arange(hyper.coupling.units) % 3 == 0)
+    assert export_pruned(hyper)(torch.randn(4, 5)).shape == (4, 3)
 
 
 def test_a_rehearsal_of_a_sound_network_is_a_proof() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from hyperprune import DHP, HyperModel, L1Proximal, Lean, Search, export_pruned, hyperize
+from hyperprune import DHP, HardConcrete, HyperModel, L1Proximal, Lean, Search, export_pruned, hyperize
 from hyperprune.errors import ModelError
 from hyperprune.generators import Generator
 from tests.faults.loop import HALF, IMAGES, advance, backward, images, is_met, same_state, start
@@ -134,6 +134,16 @@ def test_an_average_of_the_weights_exports_and_lives_where_the_network_lives() -
     assert not torch.equal(average.module.bank.latents, hyper.bank.latents)
     slim = assert_exports(average.module)
     assert slim(images()).isfinite().all()
+
+
+def test_sampled_gates_can_be_averaged_from_before_their_first_noise() -> None:
+    hyper, optimizer, search = start(sparsifier=HardConcrete())
+    average = ema(hyper)
+    for _ in range(8):
+        advance(hyper, optimizer, search)
+        average.update_parameters(hyper)
+    assert torch.equal(average.module.living(), hyper.living())
+    assert_exports(average.module)
 
 
 def test_an_average_of_what_lives_is_refused_and_mended_as_the_error_says() -> None:

@@ -1,7 +1,7 @@
 """Coupling: units (channels that live or die together), groups of units, and the sites where they lie."""
 
 from hyperprune.coupling.branches import find_branches
-from hyperprune.coupling.build import Heir, build, lies_inside
+from hyperprune.coupling.build import Heir, Held, build, lies_inside
 from hyperprune.coupling.map import STAYS, Branch, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Frozen",
     "Group",
     "Heir",
+    "Held",
     "Norm",
     "Product",
     "Site",

@@ -15,10 +15,11 @@ from hyperprune.coupling.components import components
 from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor
 from hyperprune.labels import Ledger
 from hyperprune.labels.ledger import ELASTIC, Freeze, Tie
-from hyperprune.labels.reasons import ALONE, KEPT, SEVERAL_AXES, SIZE_IN_FORWARD, TIED, TOO_LARGE, UNREAD
+from hyperprune.labels.reasons import ALONE, INEXACT, KEPT, SEVERAL_AXES, SIZE_IN_FORWARD, TIED, TOO_LARGE, UNREAD
 from hyperprune.trace import Origin
 
 Heir = tuple[str, str]
+Held = tuple[str, int, tuple[int, ...]]
 Homes = tuple[tuple[int, int], ...]
 _NOWHERE = Origin("", "", "")
 
@@ -40,6 +41,7 @@ def build(
     closed: Iterable[str] = (),
     kept: frozenset[str] = frozenset(),
     heirs: Iterable[Heir] = (),
+    held: Iterable[Held] = (),
 ) -> CouplingMap:
     """Solve the ledger's ties and lay out units, groups and sites.
 
@@ -52,9 +54,11 @@ def build(
         closed: modules whose channels all stay.
         kept: modules whose output channels the user keeps.
         heirs: modules that take over the sizes on one line of the module around them, with that line.
+        held: positions along an axis of a tensor whose channels stay.
     """
     _freeze_shared(ledger, model)
     _freeze_closed(ledger, closed)
+    _freeze_held(ledger, held)
     _freeze_kept(ledger, kept)
     _freeze_mixed_use(ledger)
     roots = _solve(ledger)
@@ -120,6 +124,13 @@ def _freeze_closed(ledger: Ledger, closed: Iterable[str]) -> None:
         for tensor in ledger.tensors:
             if tensor.startswith(f"{path}."):
                 _hold(ledger, tensor, SIZE_IN_FORWARD, Origin("", path, ""))
+
+
+def _freeze_held(ledger: Ledger, held: Iterable[Held]) -> None:
+    for tensor, axis, positions in held:
+        if (tensor, axis) in ledger.axes:
+            labels = ledger.axes[tensor, axis][list(positions)]
+            ledger.freezes.append(Freeze(labels, INEXACT, Origin("", tensor.rpartition(".")[0], "")))
 
 
 def _hold(ledger: Ledger, tensor: str, reason: str, origin: Origin = _NOWHERE) -> None:

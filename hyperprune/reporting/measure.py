@@ -109,7 +109,7 @@ def macs_by_module(model: nn.Module, inputs: ExampleInputs) -> Counter[str]:
         seen = total
 
     with MultiplyCounter(display=False) as counter, _watched(model, running, settle), _attention_written_out():
-        run_eval(model, inputs.like(next(model.parameters())))
+        run_eval(model, inputs.suiting(model))
         settle()
     return +macs
 

@@ -498,9 +498,6 @@ UNARY = [
     "ones_like",
     "full_like",
     "empty_like",
-    "rand_like",
-    "randn_like",
-    "bernoulli",
     "fill",
     "zero",
     "isnan",
@@ -509,7 +506,7 @@ UNARY = [
     "logical_not",
     "bitwise_not",
 ]
-RANDOM = {"empty_like", "rand_like", "randn_like", "bernoulli"}  # labels say nothing about what they compute
+RANDOM = {"empty_like"}  # labels say nothing about what they compute
 
 
 def unary(name: str) -> Callable[[Tensor], Tensor]:
@@ -525,6 +522,11 @@ def unary(name: str) -> Callable[[Tensor], Tensor]:
 
 
 PASSED_THROUGH = [Row(f"labels pass through {name}", one(), through(unary(name)), APART) for name in UNARY]
+
+DRAWN = [
+    Row(f"random numbers in the shape of channels keep them: {name}", one(), through(unary(name)), NOTHING)
+    for name in ("rand_like", "randn_like", "bernoulli")
+]
 
 MADE: dict[str, Callable[[Tensor], Tensor]] = {
     "new_zeros": lambda a: a.new_zeros(1),
@@ -725,6 +727,24 @@ MOVEMENT = [
     ),
     Row("joined input channels stay", one(read=7), lambda net, x: net.out(torch.cat([x, net.a(x)], 1)), APART),
     Row("cat along space ties channel i to channel i", two(), meet(lambda a, b: torch.cat([a, b], dim=2)), TIED),
+    Row(
+        "a stretched constant beside channels stays",
+        lambda: {"a": conv(3, 4), "out": conv(6, 2)},
+        lambda net, x: net.out(torch.cat([x.new_ones(1, 1, 1, 1).expand(2, 2, 4, 6), net.a(x)], 1)),
+        APART,
+    ),
+    Row(
+        "a stretched constant in front, along space, follows the channels",
+        one(),
+        lambda net, x: net.out(torch.cat([x.new_zeros(1).expand_as((y := net.a(x))[:, :, :1]), y], 2)),
+        APART,
+    ),
+    Row(
+        "a stretched constant in a stack follows the channels",
+        two(),
+        meet(lambda a, b: torch.stack([a.new_zeros(1).expand_as(a), a, b]).sum(0)),
+        TIED,
+    ),
     Row("concat", two(4, 3, 7), meet(lambda a, b: torch.concat([a, b], dim=1)), {"a": "abcd", "b": "efg"}),
     Row("concatenate", two(4, 3, 7), meet(lambda a, b: torch.concatenate([a, b], 1)), {"a": "abcd", "b": "efg"}),
     Row("stack ties channel i to channel i", two(), meet(lambda a, b: torch.stack([a, b]).sum(0)), TIED),
@@ -1104,6 +1124,7 @@ TABLE = [
     *LAYERS,
     *ELEMENTWISE,
     *PASSED_THROUGH,
+    *DRAWN,
     *CONSTANTS,
     *POOLING,
     *MOVEMENT,

@@ -10,7 +10,7 @@ from hyperprune.labels.arrays import compact, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import TensorRef
 from hyperprune.labels.lookahead import CASTS, CHECK, is_a_layers_weight
-from hyperprune.labels.reasons import BROADCAST
+from hyperprune.labels.reasons import BROADCAST, RANDOM
 from hyperprune.labels.registry import rule
 
 UNARY = [
@@ -88,9 +88,6 @@ UNARY = [
     "ones_like",
     "full_like",
     "empty_like",
-    "rand_like",
-    "randn_like",
-    "bernoulli",
     "fill",
     "zero",
     "isnan",
@@ -172,6 +169,15 @@ def unary(call: Call) -> Any:
     """Every element stays where it is: labels pass through."""
     tensors = call.tensors()
     return call.labels(tensors[0]) if tensors else call.constant()
+
+
+@rule("rand_like", "randn_like", "bernoulli")
+def drawn(call: Call) -> Any:
+    """Random numbers in the shape of channels: with some of these gone, the others would meet other numbers."""
+    x = call.labels(call.tensors()[0])
+    if varying_axes(x):
+        call.freeze(x, RANDOM)
+    return x
 
 
 @rule(*CASTS, CHECK)

@@ -13,7 +13,7 @@ from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, TensorRef
 from hyperprune.labels.lookahead import leads_to_attention
 from hyperprune.labels.multihead import is_packed_projection
-from hyperprune.labels.reasons import SIZE_IN_FORWARD
+from hyperprune.labels.reasons import CONSTANT, SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
 
 SAME = [
@@ -88,11 +88,12 @@ def cat(call: Call) -> Any:
     axis = call.arg("dim", 0) % tensors[0].ndim
     others = [at for at in range(tensors[0].ndim) if at != axis]
     if any(varies(t, at) for t in tensors for at in others):
-        ends = [call.together(t, axis, reason=SIZE_IN_FORWARD) for t in tensors]
+        ends = [call.together(t, axis, reason=SIZE_IN_FORWARD) for t in tensors if not call.is_elastic(t)]
         for other in ends[1:]:
             call.tie(ends[0], other)
         return compact(ends[0].expand(call.shape))
-    slim = [_thin_except(t, axis) for t in tensors]
+    firm = [call.pinned(CONSTANT, tuple(t.shape)) if call.is_elastic(t) else t for t in tensors]
+    slim = [_thin_except(t, axis) for t in firm]
     return compact(torch.cat(_level(slim, axis), dim=axis)).expand(call.shape)
 
 
@@ -113,6 +114,7 @@ def _thin_except(labels: Tensor, axis: int) -> Tensor:
 def stack(call: Call) -> Any:
     """Stacking lays tensors along a new axis; their channels share one axis, so they are tied."""
     tensors = [call.labels(t) for t in call.arg("tensors")]
+    tensors = [t for t in tensors if not call.is_elastic(t)] or tensors
     for other in tensors[1:]:
         call.tie(tensors[0], other)
     return tensors[0].unsqueeze(call.arg("dim", 0)).expand(call.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,30 @@ def name(size: int) -> str:
     return f"{size} wide"
 
 
+class Once:
+    table: Tensor | None = None
+
+
+def of_the_class(size: int) -> Tensor:
+    if Once.table is None:
+        Once.table = torch.sin(torch.arange(float(size)) + 1)
+    return Once.table
+
+
+def in_a_closure() -> Callable[[int], Tensor]:
+    kept: list[Tensor] = []
+
+    def table(size: int) -> Tensor:
+        if not kept:
+            kept.append(torch.tanh(torch.arange(float(size))))
+        return kept[0]
+
+    return table
+
+
+enclosed = in_a_closure()
+
+
 def remembered(size: int) -> Tensor:
     if size not in TABLES:
         TABLES[size] = torch.cos(torch.arange(float(size)))
@@ -39,10 +64,15 @@ class Positions(nn.Module):
         super().__init__()
         self.first, self.inner, self.out = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 2, 1)
 
+    @functools.cached_property
+    def places(self) -> Tensor:
+        return torch.linspace(0, 1, 8)
+
     def forward(self, x: Tensor) -> Tensor:
         width = x.shape[-1]
         name(width)
         x = torch.relu(self.first(x)) + table(width) + several(width)[1][0] + remembered(width)
+        x = x + of_the_class(width) + enclosed(width) + self.places
         return self.out(torch.relu(self.inner(x)))
 
 
@@ -54,7 +84,7 @@ def test_caches_hold_no_fake_tensors_after_hyperize() -> None:
     model, x = Positions(), torch.randn(2, 3, 8, 8)
     hyper = hyperize(model, x)
     assert hyper.coupling.units == 14
-    for value in (table(8), several(8)[1][0], remembered(8), model(x), hyper(x)):
+    for value in (table(8), several(8)[1][0], remembered(8), Once.table, enclosed(8), model(x), hyper(x)):
         assert not isinstance(value, FakeTensor)
     assert TABLES[5] is five
     assert name.cache_info().currsize == 1
