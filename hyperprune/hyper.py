@@ -25,7 +25,7 @@ from hyperprune.labels import Attention, flow, norms_in_groups
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
-from hyperprune.rehearsal import Choices, after_fault, rehearse, without_guilty
+from hyperprune.rehearsal import Choices, after_fault, rehearse, with_spared, without_guilty
 from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
 from hyperprune.trace import ExampleInputs, drop_caches_, trace
@@ -196,6 +196,7 @@ def hyperize(
         outcome = rehearse(base, coupling, inputs)
         if isinstance(outcome, Proof):
             found = replace(coupling, branches=find_branches(traces[0], coupling))
+            found = with_spared(base, found, inputs)
             return _assemble(base, found, Lean() if generator is None else generator, inputs)
         tried = after_fault(choices, coupling, base, outcome)
         choices = without_guilty(choices, base, coupling, inputs, outcome) if tried is None else tried

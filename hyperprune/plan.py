@@ -55,6 +55,14 @@ class Resize:
 
 
 @dataclass(frozen=True)
+class Spared:
+    """An attribute that equals a size by chance: a slim network computes the same with the number it had."""
+
+    module: str
+    attribute: str
+
+
+@dataclass(frozen=True)
 class Closing:
     """What becomes of one layer of a closed residual branch.
 
@@ -88,6 +96,7 @@ class WidthPlan:
     resizes: tuple[Resize, ...] = ()
     rescales: tuple[Rescale, ...] = ()
     closings: tuple[Closing, ...] = ()
+    spared: tuple[Spared, ...] = ()
 
     def width(self, tensor: str, axis: int) -> int:
         """Return how many positions stay along an axis that the plan slices.
@@ -107,6 +116,7 @@ class WidthPlan:
             "resizes": [[r.module, _plain(r.old), _plain(r.new)] for r in self.resizes],
             "rescales": [[r.tensor, list(r.rows), r.factor] for r in self.rescales],
             "closings": [[c.module, c.role, c.channels, c.axis] for c in self.closings],
+            "spared": [[s.module, s.attribute] for s in self.spared],
         }
 
     @classmethod
@@ -117,6 +127,7 @@ class WidthPlan:
             tuple(Resize(module, _sizes(old), _sizes(new)) for module, old, new in data["resizes"]),
             tuple(Rescale(tensor, tuple(rows), factor) for tensor, rows, factor in data["rescales"]),
             tuple(Closing(*closing) for closing in data["closings"]),
+            tuple(Spared(*spared) for spared in data["spared"]),
         )
 
 

@@ -22,7 +22,8 @@ from hyperprune.generators import Lean, attach, withdraw_
 from hyperprune.labels.flow import LAST_RESORT
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
-from hyperprune.slim import carve_, is_standard
+from hyperprune.plan import Spared
+from hyperprune.slim import carve_, doubtful, is_standard
 from hyperprune.trace import ExampleInputs, drop_caches_, failing_lines
 from hyperprune.verify import Proof, compare, run_eval
 
@@ -223,6 +224,21 @@ def _light_copy(model: nn.Module, coupling: CouplingMap) -> nn.Module:
 def _all_zero(weight: Tensor) -> bool:
     """Say whether a weight is zero everywhere; its first slice nearly always shows that it is not."""
     return not bool(weight[0].any()) and not bool(weight.any())
+
+
+def with_spared(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> CouplingMap:
+    """Return the map with the attributes that equal a size by chance: exports hold while these keep their numbers.
+
+    They are tried class by class. Those whose names speak of channels follow in any case.
+    """
+    kinds: dict[tuple[type[nn.Module], str], list[Spared]] = {}
+    for spared in doubtful(model, coupling.plan(_about_half(coupling, 0).numpy())):
+        kinds.setdefault((type(model.get_submodule(spared.module)), spared.attribute), []).append(spared)
+    for alike in kinds.values():
+        tried = replace(coupling, spared=(*coupling.spared, *alike))
+        if isinstance(rehearse(model, tried, inputs), Proof):
+            coupling = tried
+    return coupling
 
 
 def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault: Fault) -> Choices | None:

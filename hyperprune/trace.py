@@ -253,12 +253,25 @@ def _export(model: nn.Module, inputs: ExampleInputs) -> Trace:
     signature = program.graph_signature
     graph = join_regions_(program.graph)
     _settle_sizes_(graph)
+    _drop_unused_(graph)
     return Trace(graph, dict(signature.inputs_to_parameters), dict(signature.inputs_to_buffers), model.training)
 
 
 def _program(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:
     with _plain_outputs(model):
         return torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
+
+
+def _drop_unused_(graph: torch.fx.Graph) -> None:
+    """Leave out calls whose results nobody uses, in place: the attention weights that a layer averages over heads.
+
+    Calls with weights stay, for what they cost.
+    """
+    for node in reversed(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        plain = node.meta.get("val") is None or all(source.op != "placeholder" for source in node.all_input_nodes)
+        if node.op == "call_function" and not node.users and plain and schema is not None and not schema.is_mutable:
+            graph.erase_node(node)
 
 
 def _settle_sizes_(graph: torch.fx.Graph) -> None:

@@ -154,7 +154,82 @@ def test_what_attention_loses_must_be_known():
         hyperize(Attention(True), torch.randn(1, 7, 24), attention="depth")
 
 
-def test_torchs_own_attention_between_two_streams_keeps_them():
+class Crossed(nn.Module):
+    """Two streams; ``how`` says what torch's own attention gets as query, key and value."""
+
+    def __init__(self, how, **options):
+        super().__init__()
+        self.left, self.right, self.how = nn.Linear(5, 24), nn.Linear(4, 24), how
+        self.attention = nn.MultiheadAttention(24, 4, batch_first=True, **options)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x, memory):
+        return self.head(self.attention(*self.how(self.left(x), self.right(memory)))[0])
+
+
+@pytest.mark.parametrize("attention", ["heads", "width"])
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"kdim": 24, "vdim": 24}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [lambda q, m: (q, m, m), lambda q, m: (q + 1, q + 1, q), lambda q, m: (m, q, q * 2)],
+    ids=["memory", "positions added to query and key", "three tensors"],
+)
+def test_torchs_own_attention_between_streams_loses_heads_with_both(how, options, attention):
+    model, inputs = Crossed(how, **options).eval(), (torch.randn(2, 7, 5), torch.randn(2, 6, 4))
+    hyper = hyperize(model, inputs, attention=attention)
+    assert torch.equal(hyper(*inputs), model(*inputs))
+    (group,) = hyper.coupling.groups
+    assert group.size == {"heads": 4, "width": 6}[attention]
+    hyper.bank.remove_(torch.arange(group.size) == 1)
+    slim, proof = export_with_proof(hyper)
+    assert slim.attention.embed_dim == slim.left.out_features == (18 if attention == "heads" else 20)
+    assert proof.relative_error < 1e-6
+
+
+def test_a_joint_projection_counts_what_each_of_its_parts_is_applied_to():
+    model = Crossed(lambda q, m: (q, m, m)).eval()
+    hyper = hyperize(model, (torch.randn(3, 6, 5), torch.randn(3, 12, 4)))
+    (tensor,) = [tensor for tensor in hyper.coupling.tensors if tensor.name == "attention.in_proj_weight"]
+    assert tensor.positions * tensor.shape[0] == 3 * 6 * 24 + 3 * 12 * 48
+
+
+def test_a_decoder_of_torchs_own_is_slim_in_every_part():
+    class Decoder(Crossed):
+        def forward(self, x, memory):
+            return self.head(self.attention(self.left(x), self.right(memory)))
+
+    model = Decoder(None)
+    model.attention = nn.TransformerDecoder(nn.TransformerDecoderLayer(24, 4, 20, batch_first=True), 2)
+    inputs = torch.randn(2, 7, 5), torch.randn(2, 6, 4)
+    hyper = hyperize(model.eval(), inputs)
+    assert sorted(group.size for group in hyper.coupling.groups) == [4, 20, 20]
+    hyper.bank.remove_(torch.arange(hyper.coupling.units) % 4 == 1)
+    slim, proof = export_with_proof(hyper)
+    assert proof.relative_error < 1e-6
+    assert slim.attention.layers[1].multihead_attn.num_heads == 3
+
+
+def test_rows_taken_out_of_a_bare_projection_are_still_its_own():
+    class Joint(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.weight, self.head = nn.Linear(5, 6), nn.Parameter(torch.randn(14, 6)), nn.Linear(8, 3)
+            self.dims = [6, 8]
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            back, up = self.weight.split(self.dims)
+            return self.head(torch.relu(nn.functional.linear(x + nn.functional.linear(x, back), up)))
+
+    hyper = hyperize(Joint().eval(), torch.randn(3, 5))
+    assert sorted(group.size for group in hyper.coupling.groups) == [6, 8]
+    hyper.bank.remove_(torch.arange(hyper.coupling.units) % 3 == 1)
+    slim, proof = export_with_proof(hyper)
+    assert proof.relative_error < 1e-6
+    assert sum(slim.dims) == len(slim.weight) < 14
+
+
+def test_torchs_own_attention_between_two_streams_of_which_one_is_the_input_keeps_them():
     class Cross(Stream):
         def forward(self, x):
             y = self.norm(self.embed(x))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperprune import export_pruned, hyperize
+from hyperprune import export_pruned, hyperize, load_pruned, save_pruned
 from hyperprune.errors import ModelError, NothingPrunableError
 from hyperprune.labels.reasons import INEXACT, RANDOM
 from hyperprune.rehearsal import Choices, rehearse
@@ -149,9 +151,9 @@ def test_sizes_kept_as_attributes_are_mended(sizes: tuple[int, int]) -> None:
     assert layout(coupling, ("conv",))["conv"] == "abcdefghij"
 
 
-def test_two_equal_sizes_that_would_become_different_are_let_go_of() -> None:
+def test_two_equal_sizes_that_would_become_different_stay_equal() -> None:
     coupling = exact(Twins(), torch.randn(IMAGE))
-    assert layout(coupling, ("a",)) == {"conv": "..........", "a": "abcde", "b": "abcde", "out": ".."}
+    assert layout(coupling, ("conv", "a")) == {"conv": "abcdeabcde", "a": "fghij", "b": "fghij", "out": ".."}
 
 
 def test_a_module_whose_other_methods_are_called_takes_over_the_sizes_of_its_caller() -> None:
@@ -235,6 +237,34 @@ class Sampled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean = self.mean(torch.relu(self.a(x)))
         return self.out(torch.relu(self.b(mean + torch.randn_like(mean))))
+
+
+class Block(nn.Module):
+    """Has a width, a length and a number of classes that happen to be one number."""
+
+    def __init__(self, width: int = 16, length: int = 16, classes: int = 16) -> None:
+        super().__init__()
+        self.n_embd, self.d_model, self.block_size, self.nc = width, width, length, classes
+        self.a, self.b, self.out = nn.Linear(5, width), nn.Linear(width, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.a(x[:, -self.block_size :]))
+        return self.out(torch.relu(self.b(y.view(*y.shape[:2], self.n_embd))))
+
+
+def test_attributes_that_equal_a_width_by_chance_keep_their_numbers(tmp_path: Path) -> None:
+    hyper = hyperize(Block(), torch.randn(2, 2, 5))
+    assert {spared.attribute for spared in hyper.coupling.spared} == {"block_size", "nc"}
+    assert type(hyper.coupling).from_json(json.loads(hyper.coupling.dumps())) == hyper.coupling
+    hyper.bank.keep_(torch.arange(hyper.coupling.units) % 3 == 0)
+    slim = export_pruned(hyper).eval()
+    assert (slim.block_size, slim.nc, slim.d_model, slim.n_embd) == (16, 16, *[slim.a.out_features] * 2)
+    long = torch.randn(2, 20, 5)
+    torch.testing.assert_close(slim(long), hyper.eval()(long))
+    save_pruned(slim, tmp_path / "slim.safetensors")
+    loaded = load_pruned(Block(), tmp_path / "slim.safetensors")
+    assert (loaded.block_size, loaded.n_embd) == (16, slim.n_embd)
+    assert torch.equal(loaded.eval()(long), slim(long))
 
 
 def test_a_number_worked_out_from_a_width_costs_the_channels_that_it_counts_and_no_others() -> None:

@@ -119,7 +119,7 @@ def _check_version(data: Mapping[str, Any]) -> None:
 
 def _plan(data: Any, where: str) -> WidthPlan:
     data = fields.record(data, where)
-    data = {"closings": [], **data}  # a file from before branches could be closed has none
+    data = {"closings": [], "spared": [], **data}  # files from before there were any have none
     fields.require(data, WidthPlan(()).to_json(), where)
     for part, check in _CHECKS.items():
         for at, item in enumerate(fields.array(data[part], f"{where}.{part}")):
@@ -166,11 +166,17 @@ def _check_closing(data: Any, where: str) -> None:
         raise CheckpointError(f"{where}: channels lie on axis -1 or 1, not {str(axis)[:80]}.")
 
 
+def _check_spared(data: Any, where: str) -> None:
+    for name in fields.row(data, where, 2):
+        fields.text(name, where)
+
+
 _CHECKS = {
     "slices": _check_slice,
     "resizes": _check_resize,
     "rescales": _check_rescale,
     "closings": _check_closing,
+    "spared": _check_spared,
 }
 
 

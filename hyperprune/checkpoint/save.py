@@ -103,4 +103,5 @@ def _within(path: str, plan: WidthPlan) -> WidthPlan:
         tuple(replace(size, module=f"{path}.{size.module}".rstrip(".")) for size in plan.resizes),
         tuple(replace(rescale, tensor=f"{path}.{rescale.tensor}") for rescale in plan.rescales),
         tuple(replace(closing, module=f"{path}.{closing.module}") for closing in plan.closings),
+        tuple(replace(spared, module=f"{path}.{spared.module}".rstrip(".")) for spared in plan.spared),
     )

@@ -339,7 +339,7 @@ def _frozen(axes: list[_Axis], reasons: Mapping[int, Freeze]) -> tuple[Frozen, .
 
 def _tensors(ledger: Ledger) -> tuple[Tensor, ...]:
     return tuple(
-        Tensor(ref.name, ref.shape, ledger.positions.get(ref.name, 0))
+        Tensor(ref.name, ref.shape, round(ledger.positions.get(ref.name, 0)))
         for ref in ledger.tensors.values()
         if ref.is_parameter or ref.name in ledger.positions
     )

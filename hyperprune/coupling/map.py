@@ -15,7 +15,7 @@ import numpy as np
 
 from hyperprune.coupling.show import coupling_table, explanation
 from hyperprune.labels import NormKind
-from hyperprune.plan import Closing, Rescale, Resize, Slice, WidthPlan
+from hyperprune.plan import Closing, Rescale, Resize, Slice, Spared, WidthPlan
 
 STAYS = -1
 Slots = tuple[tuple[int, ...], ...]
@@ -230,7 +230,7 @@ class CouplingMap:
 
     ``print`` shows it as a table; ``to_json`` and ``from_json`` keep it. ``standardised`` names the weights that
     ``forward`` standardises row by row, over the living inputs while searching; ``branches`` are the residual branches
-    that a budget with ``depth=True`` may close.
+    that a budget with ``depth=True`` may close; ``spared`` are attributes that equal a width by chance.
 
     Example:
         >>> import torch
@@ -253,6 +253,7 @@ class CouplingMap:
     standardised: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
     branches: tuple[Branch, ...] = ()
+    spared: tuple[Spared, ...] = ()
 
     @cached_property
     def units(self) -> int:
@@ -292,11 +293,13 @@ class CouplingMap:
         alive = np.asarray(alive, dtype=bool)
         slices = [Slice(s.tensor, s.axis, len(s.units), s.kept(alive)) for s in self.sites]
         closings = tuple(closing for branch in self.branches for closing in self._closings(branch, alive))
+        sizes = [size for size in self._resizes(alive) if all(size.module != gone.module for gone in closings)]
         return WidthPlan(
             tuple(cut for cut in slices if len(cut.kept) < cut.size and not _is_gone(cut, closings)),
-            tuple(size for size in self._resizes(alive) if all(size.module != gone.module for gone in closings)),
+            tuple(sizes),
             tuple(self._rescales(alive)),
             closings,
+            tuple(spared for spared in self.spared if any(size.module == spared.module for size in sizes)),
         )
 
     def _closings(self, branch: Branch, alive: np.ndarray) -> list[Closing]:
@@ -351,7 +354,7 @@ class CouplingMap:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists, dicts, strings and ints."""
-        keys = ("groups", "sites", "frozen", "tensors", "sizes", "norms", "products", "branches")
+        keys = ("groups", "sites", "frozen", "tensors", "sizes", "norms", "products", "branches", "spared")
         return {key: [vars(item).copy() for item in getattr(self, key)] for key in keys} | {
             "standardised": list(self.standardised),
             "unreached": list(self.unreached),
@@ -369,6 +372,7 @@ class CouplingMap:
             "norms": Norm,
             "products": Product,
             "branches": Branch,
+            "spared": Spared,
         }
         fields = {key: tuple(kind(**_frozen(item)) for item in data[key]) for key, kind in kinds.items()}
         names = {key: tuple(data[key]) for key in ("standardised", "unreached")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, TypeGuard
 
 import torch
@@ -17,11 +18,12 @@ from hyperprune.labels.ledger import (
     Ledger,
     NormCall,
     ProductCall,
+    Rows,
     SizedCall,
     TensorRef,
     Tie,
 )
-from hyperprune.labels.lookahead import users_of
+from hyperprune.labels.lookahead import is_a_layers_own
 from hyperprune.labels.reasons import CONSTANT, FIXED, SEVERAL_AXES
 from hyperprune.trace import Origin, origin, owner
 
@@ -98,6 +100,14 @@ class Call:
         """Return the labels along one axis of a parameter or buffer."""
         return self._ledger.axis(tensor, axis)
 
+    def rows(self, value: Any, axis: int) -> TensorRef | None:
+        """Return the weight or bias that this call takes rows out of, if all that it makes goes into layers."""
+        if type(value) is not TensorRef or not value.is_parameter or axis:
+            return None
+        single = isinstance(self.node.meta["val"], Tensor)
+        parts = [self.node] if single else list(self.node.users)
+        return value if all(is_a_layers_own(part) for part in parts) else None
+
     def reads(self, tensor: TensorRef, axis: int) -> Tensor:
         """Return an axis along which a weight reads channels: the place where a gate acts; a buffer has none."""
         if tensor.is_parameter:
@@ -113,7 +123,8 @@ class Call:
 
     def applied(self, tensor: TensorRef, positions: int) -> None:
         """Note that a weight is applied at so many positions: each costs one MAC per element."""
-        self._ledger.positions[tensor.name] = self._ledger.positions.get(tensor.name, 0) + positions
+        share = Fraction(tensor.shape[0], tensor.whole[0]) if isinstance(tensor, Rows) else 1
+        self._ledger.positions[tensor.name] = self._ledger.positions.get(tensor.name, 0) + share * positions
 
     def tie(self, left: Tensor, right: Tensor, reason: str = "") -> None:
         """Let two tensors of labels live or die together, position by position."""
@@ -165,11 +176,12 @@ class Call:
         """
         layer, node = owner(self.node), self.node.args[0]
         while isinstance(node, torch.fx.Node) and owner(node) == layer and node.op == "call_function":
-            if len(node.all_input_nodes) != 1 or len(users_of(node)) != 1:
+            if len(node.all_input_nodes) != 1 or len(node.users) != 1:
                 return None
             node = node.all_input_nodes[0]
-        inside = [user for user in users_of(node) if owner(user) == layer]
-        value = self._values.get(node) if isinstance(node, torch.fx.Node) and len(inside) == 1 and layer else None
+        if not isinstance(node, torch.fx.Node) or not layer:
+            return None
+        value = self._values.get(node) if sum(owner(user) == layer for user in node.users) == 1 else None
         return value if isinstance(value, Tensor) else None
 
     def arriving(self) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, cast
 
 import torch
@@ -34,7 +35,7 @@ def flow(traces: tuple[Trace, ...], choices: Mapping[str, int] | None = None, at
         attention: whether attention loses whole heads, or the same channels inside every head.
     """
     ledger = Ledger()
-    counted: dict[str, int] | None = None
+    counted: dict[str, int | Fraction] | None = None
     for trace in traces:
         _Flow(trace, ledger, choices or {}, attention).run()
         counted = dict(ledger.positions) if counted is None else counted

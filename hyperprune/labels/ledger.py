@@ -7,6 +7,7 @@ until all of the graph has been read (``hyperprune.coupling`` does that, once).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -40,6 +41,28 @@ class TensorRef:
 @dataclass(frozen=True)
 class Standardised(TensorRef):
     """A weight that forward() standardises row by row before use: output channel by output channel."""
+
+
+@dataclass(frozen=True)
+class Rows(TensorRef):
+    """Consecutive rows that forward() takes out of a weight or bias, on their way to a layer.
+
+    Attributes:
+        start: the first of them.
+        whole: shape of the tensor that they are taken from.
+    """
+
+    start: int
+    whole: tuple[int, ...]
+
+    @property
+    def source(self) -> TensorRef:
+        """The tensor that they are taken from."""
+        return TensorRef(self.name, self.whole, self.is_parameter)
+
+    def of(self, labels: Tensor) -> Tensor:
+        """Return what belongs to these rows of something that has an entry for each row."""
+        return labels[self.start : self.start + self.shape[0]]
 
 
 @dataclass(frozen=True)
@@ -135,7 +158,8 @@ class Ledger:
         standardised: weights whose rows are to be standardised over the living inputs while searching.
         inhabited: values that may not lose their last channel, because an operation refuses to run without any.
         constants: pinned labels of values that depend on nothing.
-        positions: how many output positions each weight is applied to (MACs = positions x elements).
+        positions: how many output positions each weight is applied to (MACs = positions x elements); of a weight whose
+            rows are applied to different numbers, the mean.
     """
 
     size: int = 1
@@ -153,7 +177,7 @@ class Ledger:
     reads: set[tuple[str, int]] = field(default_factory=set)
     writes: set[tuple[str, int]] = field(default_factory=set)
     standardised: set[str] = field(default_factory=set)
-    positions: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, int | Fraction] = field(default_factory=dict)
 
     def fresh(self, count: int) -> Tensor:
         """Hand out ``count`` labels nobody has yet, shape ``[count]``."""
@@ -168,6 +192,9 @@ class Ledger:
 
     def axis(self, tensor: TensorRef, axis: int) -> Tensor:
         """Return the labels along one axis of a tensor of the model, the same ones at every call."""
+        if isinstance(tensor, Rows):
+            labels = self.axis(tensor.source, axis)
+            return tensor.of(labels) if axis == 0 else labels
         self.tensors[tensor.name] = tensor
         key = (tensor.name, axis)
         if key not in self.axes:
@@ -179,6 +206,8 @@ class Ledger:
 
         A tensor with one axis longer than 1 shares its labels with that axis.
         """
+        if isinstance(tensor, Rows):
+            return tensor.of(self.element(tensor.source))
         long = [axis for axis, size in enumerate(tensor.shape) if size > 1] or list(range(len(tensor.shape)))[:1]
         if len(long) == 1:
             view = [-1 if axis == long[0] else 1 for axis in range(len(tensor.shape))]

@@ -18,7 +18,6 @@ EACH_BY_ITSELF = ("batch_norm", "relu", "relu6", "silu", "gelu", "hardswish", "h
 VIEWS = ("view", "reshape", "unflatten")
 CASTS = ("to", "_to_copy", "type_as", "float", "half", "bfloat16", "double")
 WEIGHTED = ("linear", *(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)))
-CHECK = "_assert_tensor_metadata"  # torch.export puts one before every cast
 NORM_READINGS = ("whole groups", "inner channels")
 
 
@@ -55,15 +54,16 @@ def _is_in_rows(image: torch.fx.Node, view: torch.fx.Node) -> bool:
     return len(after) == len(before) + 1 and after[-2:] == before[-2:]
 
 
-def users_of(node: object) -> list[torch.fx.Node]:
-    """Return the calls that use a value, but for checks of its type."""
-    return [user for user in getattr(node, "users", ()) if plain_name(user) != CHECK]
-
-
 def is_a_layers_weight(node: torch.fx.Node) -> bool:
     """Say whether a value is used as the weight of convolutions and linear layers, and nowhere else."""
-    users = users_of(node)
+    users = list(node.users)
     return bool(users) and all(plain_name(user) in WEIGHTED and user.args[1] is node for user in users)
+
+
+def is_a_layers_own(node: torch.fx.Node) -> bool:
+    """Say whether a value is used as the weight or the bias of convolutions and linear layers, and nowhere else."""
+    users = list(node.users)
+    return bool(users) and all(plain_name(user) in WEIGHTED and node in user.args[1:3] for user in users)
 
 
 def plain_name(node: torch.fx.Node) -> str:

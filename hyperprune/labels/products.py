@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import thin, varying_axes
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import ProductCall, TensorRef
+from hyperprune.labels.ledger import ProductCall, Rows, TensorRef
 from hyperprune.labels.lookahead import plain_name
 
 MOVED = {
@@ -56,7 +56,8 @@ def _rows(call: Call, weight: TensorRef, labels: Tensor) -> Tensor | None:
     """Return which rows of a weight made these labels; None unless all of them are its rows."""
     made = call.axis(weight, 0)
     rows = thin(labels).reshape(-1) - made[0]
-    return rows.unique() if bool(((rows >= 0) & (rows < len(made))).all()) else None
+    first = weight.start if isinstance(weight, Rows) else 0
+    return first + rows.unique() if bool(((rows >= 0) & (rows < len(made))).all()) else None
 
 
 def layer_behind(node: object) -> torch.fx.Node | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch.fx
 
 from hyperprune.labels.ledger import NormKind
-from hyperprune.labels.lookahead import CASTS, plain_name, users_of
+from hyperprune.labels.lookahead import CASTS, plain_name
 from hyperprune.trace import owner
 
 PASSING = (*CASTS, "alias")
@@ -137,7 +137,7 @@ def _mean_of(x: torch.fx.Node) -> torch.fx.Node | None:
 
 def _users(node: torch.fx.Node, passing: tuple[str, ...] = PASSING) -> list[torch.fx.Node]:
     """Return the calls that use a value, whatever type it was cast to."""
-    return [use for user in users_of(node) for use in (_users(user, passing) if _is(user, passing) else [user])]
+    return [use for user in node.users for use in (_users(user, passing) if _is(user, passing) else [user])]
 
 
 def _only_user(node: torch.fx.Node | None, *names: str) -> torch.fx.Node | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hyperprune.errors import SlimmingError
 from hyperprune.plan import Rescale, Slice, WidthPlan, note_plan_
 from hyperprune.slim.close import close_
-from hyperprune.slim.sizes import resize_
+from hyperprune.slim.sizes import changes_by_module, resize_
 from hyperprune.slim.structure import adjust_
 from hyperprune.trace import drop_caches_
 
@@ -56,8 +56,8 @@ def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
         touched[module] = path
     for module, path in touched.items():
         adjust_(module, _rows(cuts, path))
-    for path in sorted({resize.module for resize in plan.resizes}):
-        resize_(model.get_submodule(path), [(r.old, r.new) for r in plan.resizes if r.module == path])
+    for path, changes in sorted(changes_by_module(plan).items()):
+        resize_(model.get_submodule(path), changes, {s.attribute for s in plan.spared if s.module == path})
     drop_caches_(model)
     note_plan_(model, plan)
     return model

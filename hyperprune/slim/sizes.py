@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Container
 from typing import Any
 
 from torch import nn
 
-from hyperprune.plan import Sizes
+from hyperprune.plan import Sizes, Spared, WidthPlan
 from hyperprune.slim.structure import is_bare, is_standard
 
 GEOMETRY = re.compile(
@@ -23,11 +24,22 @@ GEOMETRY = re.compile(
 """Names of numbers that never follow channels, though they may equal one: a shift of 3 beside 3 heads, a max_len."""
 
 
-def resize_(module: nn.Module, changes: list[tuple[Sizes, Sizes]]) -> None:
+CHANNELS = re.compile(
+    r"dim|channel|feature|width|plane|hidden|emb|model|inner|filter|head|group|split|(^|_)(in|out|ch|chs|sizes)(_|$)"
+)
+"""Names of numbers that follow channels even where no forward pass needs them (``num_features``)."""
+
+
+def resize_(module: nn.Module, changes: list[tuple[Sizes, Sizes]], spared: Container[str] = ()) -> None:
     """Set every int (also inside tuples and lists) that equals an old size to its new size, in place.
 
     A list that equals the sizes of several parts takes all their new sizes, in order. A number that would have to
     become two different ones is left alone, and so is one whose name says that it is a place or a distance.
+
+    Args:
+        module: the module; layers of torch's own know their sizes from their tensors.
+        changes: old and new sizes.
+        spared: attributes that are to keep their numbers.
 
     Example:
         >>> block = nn.Module()
@@ -36,12 +48,46 @@ def resize_(module: nn.Module, changes: list[tuple[Sizes, Sizes]]) -> None:
         >>> block.width, block.shape, block.splits
         (5, (5, 16), [2, 3])
     """
+    for name, value in _resized(module, changes).items():
+        if name not in spared:
+            vars(module)[name] = value
+
+
+def doubtful(model: nn.Module, plan: WidthPlan) -> tuple[Spared, ...]:
+    """Return the attributes that a plan changes, though their names do not speak of channels.
+
+    Example:
+        >>> from hyperprune.plan import Resize
+        >>> block = nn.Module()
+        >>> block.block_size, block.num_heads, block.classes = 8, 8, 8
+        >>> doubtful(block, WidthPlan((), (Resize("", 8, 5),)))
+        (Spared(module='', attribute='block_size'),)
+    """
+    found = [
+        Spared(path, name)
+        for path, changes in changes_by_module(plan).items()
+        for name in _resized(model.get_submodule(path), changes)
+        if not CHANNELS.search(name.lower())
+    ]
+    return tuple(found)
+
+
+def changes_by_module(plan: WidthPlan) -> dict[str, list[tuple[Sizes, Sizes]]]:
+    """Return the old and new sizes of each module, by its path."""
+    found: dict[str, list[tuple[Sizes, Sizes]]] = defaultdict(list)
+    for resize in plan.resizes:
+        found[resize.module].append((resize.old, resize.new))
+    return dict(found)
+
+
+def _resized(module: nn.Module, changes: list[tuple[Sizes, Sizes]]) -> dict[str, Any]:
+    """Return the attributes that change, with their new values."""
     if is_standard(module) and not is_bare(module):
-        return
+        return {}
     sure = _unambiguous(changes)
-    for name, value in vars(module).items():
-        if not name.startswith("_") and not GEOMETRY.search(name.lower()):
-            vars(module)[name] = _renumber(value, sure)
+    named = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    new = {name: _renumber(value, sure) for name, value in named.items() if not GEOMETRY.search(name.lower())}
+    return {name: value for name, value in new.items() if type(value) in (int, tuple, list) and value != named[name]}
 
 
 def _unambiguous(changes: list[tuple[Sizes, Sizes]]) -> dict[Sizes, Sizes]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hyperprune.coupling import STAYS, Branch, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor
-from hyperprune.plan import Closing, Rescale, Resize, Slice
+from hyperprune.plan import Closing, Rescale, Resize, Slice, Spared
 
 MAP = CouplingMap(
     groups=(Group("a", 0, 2, 1, ("a", "c"), ("b",), ("add",)), Group("b", 2, 3, 1, ("b",), (), ())),
@@ -27,6 +27,7 @@ MAP = CouplingMap(
     standardised=("x.weight",),
     unreached=("y.weight",),
     branches=(Branch("last", (0,), ("first",), ("norm",), -1),),
+    spared=(Spared("block", "block_size"),),
 )
 
 

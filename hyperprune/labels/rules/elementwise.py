@@ -9,7 +9,7 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import TensorRef
-from hyperprune.labels.lookahead import CASTS, CHECK, is_a_layers_weight
+from hyperprune.labels.lookahead import CASTS, is_a_layers_weight
 from hyperprune.labels.reasons import BROADCAST, RANDOM
 from hyperprune.labels.registry import rule
 
@@ -180,7 +180,7 @@ def drawn(call: Call) -> Any:
     return x
 
 
-@rule(*CASTS, CHECK)
+@rule(*CASTS)
 def cast(call: Call) -> Any:
     """A parameter in another type is still that parameter; labels pass through."""
     value = call.tensors()[0]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import compact, extent, varies, varying_axes
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import ELASTIC, TensorRef
+from hyperprune.labels.ledger import ELASTIC, Rows, TensorRef
 from hyperprune.labels.lookahead import leads_to_attention
 from hyperprune.labels.multihead import is_packed_projection
 from hyperprune.labels.reasons import CONSTANT, SIZE_IN_FORWARD
@@ -191,13 +191,28 @@ def flatten(call: Call) -> Any:
 @rule("slice")
 def sliced(call: Call) -> Any:
     """Taking a part of the channels holds a bound that must follow them."""
+    weight = call.rows(call.arg("self"), call.arg("dim", 0)) if call.arg("step", 1) == 1 else None
+    if weight is not None:
+        return _rows(call, weight)
     x = call.labels(call.arg("self"))
     axis, part = call.arg("dim", 0) % x.ndim, compact(_run(call))
     if varies(x, axis):
-        if call.choose(*["a bound that can be set"] * 2) == "freeze":
-            call.freeze(x, SIZE_IN_FORWARD)
-        call.sized(extent(x, axis), extent(part, axis))
+        _set_bound(call, extent(x, axis), extent(part, axis))
     return part
+
+
+def _rows(call: Call, weight: TensorRef) -> Rows:
+    """Rows taken out of a weight on their way to a layer are still that weight's."""
+    start = min(call.arg("start", 0) % max(weight.shape[0], 1), weight.shape[0])
+    rows = Rows(weight.name, call.shape, True, start, weight.shape)
+    _set_bound(call, call.axis(weight, 0)[:, None], call.axis(rows, 0)[:, None])
+    return rows
+
+
+def _set_bound(call: Call, whole: Tensor, part: Tensor) -> None:
+    if call.choose(*["a bound that can be set"] * 2) == "freeze":
+        call.freeze(whole, SIZE_IN_FORWARD)
+    call.sized(whole, part)
 
 
 @rule("narrow", "index_select")

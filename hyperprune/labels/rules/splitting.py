@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -9,30 +10,40 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import compact, extent, varies
 from hyperprune.labels.call import Call
+from hyperprune.labels.ledger import Rows
 from hyperprune.labels.reasons import SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
 
 
-def _parts(call: Call) -> tuple[Tensor, int, list[Tensor]]:
-    x = call.labels(call.arg("self"))
-    axis = call.arg("dim", 0) % x.ndim
+def _parts(call: Call) -> tuple[Tensor, int, list[Tensor], list[Any]]:
+    """Return the labels, the axis, the labels of each part, and what the call makes: rows of a weight are no labels."""
+    value, axis = call.arg("self"), call.arg("dim", 0)
+    weight = call.rows(value, axis)
+    x = call.labels(value) if weight is None else call.axis(weight, 0)
+    axis %= x.ndim
     sizes = [v.shape[axis] for v in call.node.meta["val"]]
-    return x, axis, [compact(part) for part in torch.split(x, sizes, dim=axis)]
+    parts = [compact(part) for part in torch.split(x, sizes, dim=axis)]
+    if weight is None:
+        return x, axis, parts, parts
+    starts = [0, *accumulate(sizes)]
+    shapes = [(size, *weight.shape[1:]) for size in sizes]
+    made = [Rows(weight.name, shape, True, at, weight.shape) for shape, at in zip(shapes, starts, strict=False)]
+    return x, axis, parts, made
 
 
 @rule("chunk", "split", "unsafe_chunk", "unsafe_split", "tensor_split")
 def equal_parts(call: Call) -> Any:
     """Equal parts must stay equal: they lose the same positions."""
-    x, axis, parts = _parts(call)
+    x, axis, parts, made = _parts(call)
     if not varies(x, axis):
-        return parts
+        return made
     if len({part.shape for part in parts}) > 1 or call.choose("equal parts") == "freeze":
         call.freeze(x, SIZE_IN_FORWARD)
-        return parts
+        return made
     for part in parts[1:]:
         call.tie(parts[0].expand(part.shape), part)
     call.sized(extent(x, axis), extent(parts[0], axis))
-    return parts
+    return made
 
 
 @rule("glu")
@@ -46,16 +57,24 @@ def gated_halves(call: Call) -> Any:
 
 @rule("split_with_sizes", "unsafe_split_with_sizes")
 def given_parts(call: Call) -> Any:
-    """Sizes written into the call follow their parts, where the module holds them in an attribute."""
-    x, axis, parts = _parts(call)
+    """Sizes written into the call follow their parts, where the module holds them in an attribute.
+
+    One attribute cannot follow two parts: if that is what fails, parts of one size lose the same positions.
+    """
+    x, axis, parts, made = _parts(call)
     if not varies(x, axis):
-        return parts
-    if call.choose("sizes that can be set") == "freeze":
-        call.freeze(x, SIZE_IN_FORWARD)
-        return parts
+        return made
     sizes = tuple(part.shape[axis] for part in parts)
+    first = dict(zip(reversed(sizes), reversed(parts), strict=True))
+    reading = call.choose("sizes that can be set", *["equal parts alike"] * (len(first) < len(parts)))
+    if reading == "freeze":
+        call.freeze(x, SIZE_IN_FORWARD)
+        return made
+    for size, part in zip(sizes, parts, strict=True):
+        if reading == "equal parts alike" and part is not first[size]:
+            call.tie(first[size], part)
     call.sized(extent(x, axis), *[extent(part, axis) for part in parts], parts=sizes)
-    return parts
+    return made
 
 
 @rule("unbind")
