@@ -180,8 +180,10 @@ def hyperize(
     _check_devices(model, inputs)
     base = _copy(model)
     _check_modes(base)
-    drop_caches_(base)
     traces = trace(base, inputs)
+    if not all(map(torch.equal, base.parameters(), model.parameters())):  # forward() sets some at its first run
+        base = _copy(model)
+    drop_caches_(base)
     unreached = {name for name, _ in base.named_parameters()} - set().union(*(t.used() for t in traces))
     kept = _kept(model, keep, only)
 

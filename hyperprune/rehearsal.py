@@ -231,6 +231,8 @@ def with_spared(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) 
 
     They are tried class by class. Those whose names speak of channels follow in any case.
     """
+    if not _suspects(coupling, dict(model.named_modules(remove_duplicate=False))):
+        return coupling
     kinds: dict[tuple[type[nn.Module], str], list[Spared]] = {}
     for spared in doubtful(model, coupling.plan(_about_half(coupling, 0).numpy())):
         kinds.setdefault((type(model.get_submodule(spared.module)), spared.attribute), []).append(spared)

@@ -135,15 +135,15 @@ def trace(model: nn.Module, inputs: ExampleInputs) -> tuple[Trace, ...]:
 
     The auxiliary heads of GoogLeNet and Inception run only in train mode, and so do averages kept in buffers; a slim
     model must still fit them. What is followed are copies, and only after one run with real numbers: tensors without
-    data, which torch.export sends through forward(), would stay in the caches that the user's code keeps.
+    data, which torch.export sends through forward(), would stay in the caches that the user's code keeps. The copies
+    share the parameters of ``model``, so a forward pass that edits its own edits these.
 
     Raises:
         InputsError: the model itself fails on these inputs.
         TraceError: the model runs but cannot be exported; the message holds the line that stopped it.
     """
     with torch.random.fork_rng(devices=_cuda_devices(model)), _quiet():
-        _run_once(copied(model).eval(), inputs)
-        traces = [_export(_throwaway(model).eval(), inputs)]
+        traces = [_export(_warmed(model, inputs, training=False), inputs)]
         unused = _with_channels(model) - traces[0].used()
         if unused:
             traces += _train_trace(model, inputs, unused)
@@ -214,33 +214,28 @@ def _train_trace(model: nn.Module, inputs: ExampleInputs, unused: set[str]) -> l
     doubled = inputs.map(lambda t: torch.cat([t, t]) if t.ndim else t)
     for attempt in (inputs, doubled):
         try:
-            _run_once(copied(model).train(), attempt)
-            found = _export(_throwaway(model).train(), attempt)
+            found = _export(_warmed(model, attempt, training=True), attempt)
         except (TraceError, InputsError):
             continue
         return [found] if found.used() & unused else []
     return []
 
 
-def _run_once(model: nn.Module, inputs: ExampleInputs) -> None:
-    """Run a copy with real numbers, in which caches get real tensors.
+def _warmed(model: nn.Module, inputs: ExampleInputs, *, training: bool) -> nn.Module:
+    """Return a copy to be followed, after a run with real numbers: what torch.export leaves in it goes with it.
 
     Raises:
         InputsError: the model fails on these inputs.
     """
+    copy = copied(model, shared=model.parameters()).train(training)
     try:
         with torch.no_grad():
-            inputs.copied().call(model)
+            inputs.copied().call(copy)
     except Exception as error:  # whatever the user's forward raises
         shapes = [f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in inputs.tensors()]
         raise InputsError(
             f"{type(model).__name__} fails on the example inputs {shapes}: {type(error).__name__}: {error}"
         ) from error
-
-
-def _throwaway(model: nn.Module) -> nn.Module:
-    """Return a copy to be followed: what torch.export leaves in its attributes goes with it."""
-    copy = copied(model, shared=model.parameters())
     drop_caches_(copy)
     return copy
 

@@ -89,3 +89,28 @@ def test_caches_hold_no_fake_tensors_after_hyperize() -> None:
     assert TABLES[5] is five
     assert name.cache_info().currsize == 1
     assert torch.equal(model(x), hyper(x))
+
+
+class SetsItself(nn.Module):
+    """Takes its scale from the first batch that it meets, as ActNorm does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale, self.ready = nn.Parameter(torch.ones(channels, 1, 1)), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            self.scale.data.copy_(1 / (1 + x.std((0, 2, 3), unbiased=False)[:, None, None]))
+            self.ready = True
+        return x * self.scale
+
+
+def test_a_parameter_that_the_first_run_sets_is_still_unset_after_hyperize() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), SetsItself(6), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    x = torch.randn(2, 3, 8, 8)
+    hyper = hyperize(model, x)
+    assert bool((model[1].scale == 1).all())
+    assert bool((hyper.model[1].scale == 1).all())
+    assert not hyper.model[1].ready
+    assert torch.equal(hyper(x), model(x))
+    assert not bool((model[1].scale == 1).all())

@@ -65,7 +65,7 @@ def build(
     marked = _on_axes(ledger, roots)
     reasons = _reasons(ledger, roots, marked)
     axes = _axes(ledger, roots, reasons, marked)
-    _require_reader(axes, reasons, _gated_rows(ledger, roots))
+    _require_reader(axes, reasons, _gated_rows(ledger, roots), ledger.size)
     members = _members(axes, reasons, ledger.size, _inhabited(ledger, roots))
     _require_company(members, reasons, _bonds(ledger, roots))
     units = np.full(ledger.size, STAYS)
@@ -198,16 +198,18 @@ def _element_axis(tensor: str, grid: np.ndarray, reasons: dict[int, Freeze], mar
     return []
 
 
-def _gated_rows(ledger: Ledger, roots: np.ndarray) -> set[int]:
+def _gated_rows(ledger: Ledger, roots: np.ndarray) -> np.ndarray:
     """Return the roots of the rows that are gated because a product between activations sums over them."""
-    rows = [ledger.axes[call.weight.name, 0][call.rows] for call in ledger.products]
-    return {root for labels in rows for root in roots[labels.numpy()].tolist()}
+    rows = [roots[ledger.axes[call.weight.name, 0][call.rows].numpy()] for call in ledger.products]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *rows])
 
 
-def _require_reader(axes: list[_Axis], reasons: dict[int, Freeze], gated: set[int]) -> None:
-    read = {root for axis in axes if axis.role == "reads" for root in axis.roots.tolist()} | gated
+def _require_reader(axes: list[_Axis], reasons: dict[int, Freeze], gated: np.ndarray, size: int) -> None:
+    read = np.zeros(size, dtype=bool)
+    for roots in (gated, *(axis.roots for axis in axes if axis.role == "reads")):
+        read[roots] = True
     for axis in axes:
-        for root in set(axis.roots.tolist()) - read:
+        for root in np.unique(axis.roots[~read[axis.roots]]).tolist():
             reasons.setdefault(root, Freeze(None, UNREAD, Origin("", axis.tensor, "")))  # type: ignore[arg-type]
 
 
