@@ -28,6 +28,7 @@ CHEAPEST = 0.01  # of the mean price
 UNMATCHED = 20  # steps without an optimiser's; AMP's scaler skips about that many while it looks for a scale
 
 _LATEST: weakref.WeakKeyDictionary[LatentBank, weakref.ref[Search]] = weakref.WeakKeyDictionary()
+_SERVED: weakref.WeakSet[Sparsifier] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class Search:
         every: optimiser steps between two decisions; by default ``steps / 40``, rounded up.
 
     Raises:
-        SearchError: an argument is of the wrong kind, the optimiser does not hold the latents, or ``steps`` is less
-            than 1.
+        SearchError: an argument is of the wrong kind, the optimiser does not hold the latents, ``steps`` is less
+            than 1, or the sparsifier has served another search.
         BudgetError: the budget is above the dense cost or below what the floors allow.
 
     Example:
@@ -141,6 +142,7 @@ class Search:
         self._unmatched = 0
         self._looked = self._attached = False
         self._lived: Tensor | None = None  # before the optimiser's step, which moves latents off zero
+        _SERVED.add(self._sparsifier)
         self._take_over()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -448,6 +450,11 @@ def _check_arguments(hyper: object, budget: object, sparsifier: object) -> None:
         raise SearchError(f"Search takes a Budget, such as Budget(macs=0.5), not {budget!r}.")
     if not isinstance(sparsifier, Sparsifier | None):
         raise SearchError(f"sparsifier must be a Sparsifier, such as L1Proximal(), not {sparsifier!r}.")
+    if sparsifier is not None and sparsifier in _SERVED:
+        raise SearchError(
+            f"this {type(sparsifier).__name__} has served another search, and would carry over what it learnt there. "
+            "Make a new one for each Search."
+        )
 
 
 def _check_numbers(**numbers: object) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from hyperprune import Budget, HyperModel, Search, export_pruned
+from hyperprune import Budget, HyperModel, L1Proximal, Search, export_pruned
 from hyperprune.errors import SearchError
 from tests.faults.loop import HALF, advance, backward, images, is_met, same_state, start
 
@@ -24,6 +24,13 @@ def test_of_two_searches_on_one_network_the_newer_goes_on() -> None:
     assert is_met(hyper)
     assert old.step_count == 3
     assert old.state_dict()["observed"] == 3, "it looks at no gradient any more"
+
+
+def test_a_sparsifier_serves_one_search() -> None:
+    rule = L1Proximal()
+    start(sparsifier=rule)
+    with pytest.raises(SearchError, match=r"this L1Proximal|this Sparsifier .*Make a new one for each Search"):
+        start(sparsifier=rule)
 
 
 def test_an_attached_search_that_was_replaced_stands_still() -> None:
