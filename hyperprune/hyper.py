@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from math import prod
-from types import FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import Any, get_args
 
 import torch
@@ -25,7 +25,7 @@ from hyperprune.labels import Attention, flow, norms_in_groups
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
-from hyperprune.rehearsal import Choices, after_fault, rehearse, with_spared, without_guilty
+from hyperprune.rehearsal import Choices, Couple, after_fault, rehearse, undecided, with_spared, without_guilty
 from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
 from hyperprune.trace import ExampleInputs, drop_caches_, trace
@@ -192,20 +192,29 @@ def hyperize(
         return build(ledger, base, unreached, choices.closed, kept, choices.heirs, choices.held)
 
     norms = norms_in_groups(trace.graph for trace in traces)
-    choices, coupling = _first_reading(norms, couple)
+    coupling = _offered(base, inputs, couple, *_first_reading(norms, couple))
+    found = replace(coupling, branches=find_branches(traces[0], coupling))
+    return _assemble(base, with_spared(base, found, inputs), Lean() if generator is None else generator, inputs)
+
+
+def _offered(
+    base: nn.Module, inputs: ExampleInputs, couple: Couple, choices: Choices, coupling: CouplingMap
+) -> CouplingMap:
+    """Return the map of what may be offered: rehearse, and read the calls differently until every export holds."""
     while True:
         _require_something(coupling, base)
         outcome = rehearse(base, coupling, inputs)
         if isinstance(outcome, Proof):
-            found = replace(coupling, branches=find_branches(traces[0], coupling))
-            found = with_spared(base, found, inputs)
-            return _assemble(base, found, Lean() if generator is None else generator, inputs)
-        tried = after_fault(choices, coupling, base, outcome)
-        choices = without_guilty(choices, base, coupling, inputs, outcome) if tried is None else tried
-        coupling = couple(choices)
+            tried = undecided(choices, base, coupling, inputs, couple)
+            if tried is None:
+                return coupling
+        else:
+            tried = after_fault(choices, coupling, base, outcome)
+            tried = without_guilty(choices, base, coupling, inputs, outcome) if tried is None else tried
+        choices, coupling = tried, couple(tried)
 
 
-def _first_reading(norms: tuple[str, ...], couple: Callable[[Choices], CouplingMap]) -> tuple[Choices, CouplingMap]:
+def _first_reading(norms: tuple[str, ...], couple: Couple) -> tuple[Choices, CouplingMap]:
     """Return the likeliest readings; of group norms, those that leave more combinations of widths to choose from.
 
     They are all read alike: a stream of which one norm wants whole groups, and another the same channels of every
@@ -342,23 +351,52 @@ def _check_plain(path: str, module: nn.Module) -> None:
 
 def _check_hooks(model: nn.Module) -> None:
     """A function is not copied with its module: one that holds a part of the model would go on writing into it."""
-    parts = {id(part) for part in model.modules()}
+    parts = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers(), *_containers(model))}
     for path, module in model.named_modules():
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), vars(module).get("forward")]
         for hook in (hook for hook in hooks if isinstance(hook, FunctionType)):
-            if any(id(content) in parts for content in _contents(hook)):
+            if any(id(held) in parts for held in _held(hook)):
                 raise ModelError(
-                    f"{hook.__qualname__}, which runs with layer {path!r}, holds a part of the model in its closure. "
-                    "hyperize works on a copy, and the function would go on writing into your model. Make it a method "
-                    "(layer.register_forward_hook(self.keep)), or remove it before hyperize."
+                    f"{hook.__qualname__}, which runs with layer {path!r}, holds a part of the model, in its closure "
+                    "or its defaults. hyperize works on a copy, and the function would go on using yours. Make it "
+                    "a method (layer.register_forward_hook(self.keep)), or remove it before hyperize."
                 )
 
 
-def _contents(function: FunctionType) -> Iterator[object]:
-    """Return what the closure of a function holds; a cell may still be empty."""
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):
-            yield cell.cell_contents
+def _containers(model: nn.Module) -> Iterator[object]:
+    """Return the lists and dicts that modules hold as plain attributes."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, (list, dict)) and not name.startswith("_"):
+                yield value
+
+
+def _held(thing: object, depth: int = 4) -> Iterator[object]:
+    """Return what a function holds: in its closure, its defaults, and inside what it finds there."""
+    inner: list[object] = []
+    if isinstance(thing, FunctionType):
+        inner += [cell.cell_contents for cell in thing.__closure__ or () if _is_filled(cell)]
+        inner += [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+    elif isinstance(thing, (list, tuple, set)):
+        inner += list(thing)
+    elif isinstance(thing, dict):
+        inner += list(thing.values())
+    elif isinstance(thing, MethodType):
+        inner += [thing.__self__, thing.__func__]
+    elif isinstance(thing, partial):
+        inner += [thing.func, *thing.args, *thing.keywords.values()]
+    for held in inner:
+        yield held
+        if depth:
+            yield from _held(held, depth - 1)
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def _check_modes(base: nn.Module) -> None:

@@ -88,8 +88,20 @@ class LatentBank(nn.Module):
 
     @torch.no_grad()
     def remove_(self, units: Tensor) -> None:
-        """Set the gates of the units under a bool mask to exactly zero, for good."""
+        """Set the gates of the units under a bool mask to exactly zero, for good.
+
+        Raises:
+            ModelError: ``units`` is no bool tensor with an entry for each unit.
+        """
+        self._require_mask(units)
         self.alive.masked_fill_(units.to(self.alive.device), 0.0)
+
+    def _require_mask(self, units: object) -> None:
+        if not isinstance(units, Tensor) or units.dtype != torch.bool or units.shape != self.alive.shape:
+            found = (
+                f"{units.dtype} of shape {tuple(units.shape)}" if isinstance(units, Tensor) else type(units).__name__
+            )
+            raise ModelError(f"a bool tensor of shape ({len(self.alive)},) is needed, one entry per unit, not {found}.")
 
     @torch.no_grad()
     def shake_(self, noise: Tensor) -> None:
@@ -110,7 +122,11 @@ class LatentBank(nn.Module):
         """Let exactly the units under a bool mask live, without noise.
 
         A kept unit that had reached zero starts again at 1; a removed one that comes back resumes its latent.
+
+        Raises:
+            ModelError: ``units`` is no bool tensor with an entry for each unit.
         """
+        self._require_mask(units)
         self.noise = None
         kept = units.to(self.alive.device)
         self.alive.copy_(kept)

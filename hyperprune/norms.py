@@ -19,6 +19,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -53,9 +54,15 @@ class Living(nn.Module):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
-            return (self.shown(args[0]), *args[1:]), kwargs
+            return (self._shown(args[0]), *args[1:]), kwargs
         name = next(iter(kwargs))
-        return args, {**kwargs, name: self.shown(kwargs[name])}
+        return args, {**kwargs, name: self._shown(kwargs[name])}
+
+    def _shown(self, x: Tensor) -> Tensor:
+        """Take nested tensors apart: torch's own encoder makes one of sequences with padding."""
+        if x.is_nested:
+            return torch.nested.as_nested_tensor([self.shown(part) for part in x.unbind()])
+        return self.shown(x)
 
     def shown(self, x: Tensor) -> Tensor:
         """Return what the layer is shown in place of its input."""

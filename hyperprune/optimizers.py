@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 from hyperprune.errors import SearchError
+from hyperprune.latents import LatentBank
+
+UNMATCHED = 20  # steps without an optimiser's; AMP's scaler skips about that many while it looks for a scale
 
 
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
@@ -44,6 +48,57 @@ def options_of(optimizer: torch.optim.Optimizer, latents: Tensor) -> dict[str, A
         "original model's parameters; and build optimiser and Search anew once something has replaced the "
         'parameters themselves, as load_state_dict(assign=True) and to("meta") do.'
     )
+
+
+class Watch:
+    """What has become of the latents' gradients, as far as a search must know.
+
+    Attributes:
+        observed: optimiser steps that used a gradient, a tensor of shape ``[]``.
+        lived: which units lived before the optimiser's last step, which moves latents off zero; None before the first.
+    """
+
+    def __init__(self, bank: LatentBank) -> None:
+        self._bank = bank
+        self._looked = False
+        self._unmatched = 0
+        self._warned = False
+        self.observed = torch.zeros((), dtype=torch.int64, device=bank.alive.device)
+        self.lived: Tensor | None = None
+
+    def look(self, optimizer: torch.optim.Optimizer, *, idle: bool) -> Tensor | None:
+        """Return the gradient that the optimiser is about to use; None if there is none, or nobody wants it.
+
+        One that is zero all over, or not finite (AMP skips its step), does not count: all of it is NaN then.
+        """
+        self._looked = True
+        gradient = self._bank.latents.grad
+        if idle or gradient is None:
+            return None
+        self.lived = self._bank.living()
+        scale = getattr(optimizer, "grad_scale", None)  # a fused optimiser undoes AMP's scaling itself
+        gradient = gradient if scale is None else gradient / scale
+        size = gradient.abs().sum()
+        counts = (size > 0) & (size < math.inf)
+        self.observed = self.observed.to(counts.device) + counts
+        return torch.where(counts, gradient, math.nan)
+
+    def count_step(self) -> None:
+        """Count a step of the search, and whether one of the optimiser came before it."""
+        self._unmatched += not self._looked
+        self._looked = False
+
+    def all_skipped(self, steps: int) -> bool:
+        """Say whether no step has been taken yet because gradients overflow: AMP's scaler is looking for its scale."""
+        gradient = self._bank.latents.grad
+        return self._unmatched == steps and gradient is not None and not bool(gradient.isfinite().all())
+
+    def often_unmatched(self, steps: int) -> int:
+        """Return how many of so many steps came without one of the optimiser, if that is often; once only."""
+        if self._warned or self._unmatched <= UNMATCHED or 3 * self._unmatched <= steps:
+            return 0
+        self._warned = True
+        return self._unmatched
 
 
 def before_each_use(optimizer: torch.optim.Optimizer, look: Callable[[], None]) -> None:

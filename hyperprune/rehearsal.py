@@ -71,6 +71,9 @@ class Choices:
         return replace(self, heirs=self.heirs | set(modules))
 
 
+Couple = Callable[[Choices], CouplingMap]
+
+
 @dataclass(frozen=True)
 class Fault:
     """What went wrong, and the modules whose code was running, innermost first.
@@ -332,20 +335,43 @@ def _holds(groups: Sequence[Group], model: nn.Module, coupling: CouplingMap, inp
     return all(isinstance(_rehearse_at(draw, model, coupling, inputs), Proof) for draw in draws)
 
 
+def undecided(
+    choices: Choices, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, couple: Couple
+) -> Choices | None:
+    """Return the choices without the products of which exports hold both ways, scaled by their width or not.
+
+    Example inputs whose tokens are all alike cannot tell: attention averages them whatever its scale. None if every
+    product has only one reading.
+    """
+    doubtful: list[str] = []
+    for nodes in _kinds_of_products(coupling, dict(model.named_modules(remove_duplicate=False))).values():
+        other = dict.fromkeys(nodes, 1 - choices.readings.get(nodes[0], 0))
+        tried = couple(replace(choices, readings={**choices.readings, **other}))
+        if isinstance(rehearse(model, tried, inputs), Proof):
+            doubtful += nodes
+    frozen = dict.fromkeys(doubtful, LAST_RESORT)
+    return replace(choices, readings={**choices.readings, **frozen}) if doubtful else None
+
+
 def _other_products(coupling: CouplingMap, modules: Mapping[str, nn.Module], choices: Choices) -> dict[str, int]:
     """Return the next way to read the products between activations; empty if all ways have been tried.
 
     Products written in one class are read alike; where several classes write some, their readings are mixed too.
-    Fused attention says by itself how it scales.
     """
-    kinds: dict[type[nn.Module], list[str]] = {}
-    for made in coupling.products:
-        if not made.node.startswith(FUSED):
-            kinds.setdefault(_writer(modules, made.tensors[0]), []).append(made.node)
+    kinds = _kinds_of_products(coupling, modules)
     now = tuple(choices.readings.get(nodes[0], 0) for nodes in kinds.values())
     likely = product((0, 1), repeat=len(kinds)) if len(kinds) <= FEW else ((digit,) * len(kinds) for digit in (0, 1))
     following = next((way for way in likely if way > now), ())
     return {node: digit for nodes, digit in zip(kinds.values(), following, strict=False) for node in nodes}
+
+
+def _kinds_of_products(coupling: CouplingMap, modules: Mapping[str, nn.Module]) -> dict[type[nn.Module], list[str]]:
+    """Return the products between activations by the class that writes them; fused attention says how it scales."""
+    kinds: dict[type[nn.Module], list[str]] = {}
+    for made in coupling.products:
+        if not made.node.startswith(FUSED):
+            kinds.setdefault(_writer(modules, made.tensors[0]), []).append(made.node)
+    return kinds
 
 
 def _writer(modules: Mapping[str, nn.Module], tensor: str) -> type[nn.Module]:
@@ -410,7 +436,7 @@ def enliven_(model: nn.Module, coupling: CouplingMap) -> None:
     """Draw new values, in place, for tensors that would make a comparison blind.
 
     A layer scale of 1e-6 or a batch norm that starts at zero hides a whole branch: a wrong export would go
-    unnoticed. Scales become U(0.5, 1.5), weights that are all zero become random; the global random state is
+    unnoticed. Scales become U(0.5, 1.5), weights and biases that are all zero become random; the global random state is
     left alone.
     """
     rng = torch.Generator().manual_seed(0)
@@ -421,7 +447,7 @@ def enliven_(model: nn.Module, coupling: CouplingMap) -> None:
             continue
         if tensor.positions == 0 and not tensor.name.endswith("bias"):
             value.copy_(torch.rand(value.shape, generator=rng) + 0.5)
-        elif tensor.positions > 0 and _all_zero(value):
+        elif value.ndim and _all_zero(value):
             value.copy_(torch.randn(value.shape, generator=rng) / math.sqrt(value[0].numel()))
 
 

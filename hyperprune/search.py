@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 import weakref
 from dataclasses import dataclass
@@ -13,19 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from hyperprune.budget import Budget, Solver
-from hyperprune.cost import Cost
+from hyperprune.budget import Budget
 from hyperprune.errors import SearchError
-from hyperprune.hyper import HyperModel, allowed_widths
+from hyperprune.hyper import HyperModel
 from hyperprune.latents import LatentBank
-from hyperprune.metering import priced, settled
-from hyperprune.optimizers import before_each_use, options_of, unwrapped
+from hyperprune.optimizers import Watch, before_each_use, options_of, unwrapped
+from hyperprune.schedule import Schedule
 from hyperprune.sparsifiers import Fisher, Press, Sparsifier
 
 DECISIONS = 40
 LARGEST_JUMP = 0.1  # share of the dense cost that the last decision may cut without a warning
-CHEAPEST = 0.01  # of the mean price
-UNMATCHED = 20  # steps without an optimiser's; AMP's scaler skips about that many while it looks for a scale
 
 _LATEST: weakref.WeakKeyDictionary[LatentBank, weakref.ref[Search]] = weakref.WeakKeyDictionary()
 _SERVED: weakref.WeakSet[Sparsifier] = weakref.WeakSet()
@@ -119,15 +115,7 @@ class Search:
         _check_arguments(hyper, budget, sparsifier)
         _check_numbers(steps=steps, every=1 if every is None else every)
         self._bank = hyper.bank
-        self._groups = hyper.coupling.groups
-        self._of_unit = hyper.coupling.of_unit()
-        self._budget = budget
-        self._ladder = allowed_widths(hyper, budget)
-        self._cost = priced(hyper, budget)
-        self._dense = self._cost.total(self._cost.full)
-        self._limits = budget.limits(self._dense)
-        self._solver = Solver(self._cost, self._ladder)
-        self._solver.check(self._limits)
+        self._schedule = Schedule(hyper, budget)
         self._optimizer = unwrapped(optimizer)
         _warn_of_decay(options_of(self._optimizer, self._bank.latents))
         self._sparsifier = Fisher() if sparsifier is None else sparsifier
@@ -138,10 +126,8 @@ class Search:
         self.every = every or -(-steps // DECISIONS)
         self.step_count = 0
         self.done = False
-        self._observed = torch.zeros((), dtype=torch.int64, device=self._bank.alive.device)
-        self._unmatched = 0
-        self._looked = self._attached = False
-        self._lived: Tensor | None = None  # before the optimiser's step, which moves latents off zero
+        self._watch = Watch(self._bank)
+        self._attached = False
         _SERVED.add(self._sparsifier)
         self._take_over()
 
@@ -230,14 +216,13 @@ class Search:
         if self.done:
             return
         self.step_count += 1
-        self._unmatched += not self._looked
-        self._looked = False
+        self._watch.count_step()
         options = options_of(self._optimizer, self._bank.latents)
         due = self.step_count % self.every == 0
         if self.step_count >= self.steps or (due and self._ends_early()):
             self._finish()
             return
-        if due and not self._all_skipped():
+        if due and not self._watch.all_skipped(self.step_count):
             self._decide()
         doomed = self._doomed.to(self._bank.alive.device)
         prices = self._prices.to(doomed.device)
@@ -247,15 +232,15 @@ class Search:
 
     def progress(self) -> SearchProgress:
         """Return the present state, for a logger or a progress bar."""
-        living = self._bank.living().cpu().numpy()
-        cost = self._cost.total(self._counts(living))
+        living = self._bank.living()
+        cost, dense = self._schedule.cost(living), self._schedule.dense
         return SearchProgress(
             step=self.step_count,
             steps=self.steps,
             macs=cost.macs,
             params=cost.params,
-            macs_fraction=cost.macs / self._dense.macs,
-            params_fraction=cost.params / self._dense.params,
+            macs_fraction=cost.macs / dense.macs,
+            params_fraction=cost.params / dense.params,
             live_units=int(living.sum()),
             units=len(living),
             pressure=self._sparsifier.pressure,
@@ -266,13 +251,8 @@ class Search:
 
         A latency is left out: it is met nearly.
         """
-        cost = self._cost.total(self._counts(self._bank.living().cpu().numpy()))
-        limits = {resource: limit for resource, limit in self._limits.items() if resource != "latency_ns"}
-        return ", ".join(
-            f"{_of(cost, resource):,} {resource} instead of {limit:,}"
-            for resource, limit in limits.items()
-            if _of(cost, resource) > limit
-        )
+        above = self._schedule.unmet(self._bank.living())
+        return ", ".join(f"{takes:,} {resource} instead of {limit:,}" for resource, takes, limit in above)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on later, beside the state of ``hyper`` and of the optimiser.
@@ -285,7 +265,7 @@ class Search:
             "steps": self.steps,
             "every": self.every,
             "done": self.done,
-            "observed": int(self._observed),
+            "observed": int(self._watch.observed),
             "doomed": self._doomed.clone(),
             "prices": self._prices.clone(),
             "sparsifier": self._sparsifier.state_dict(),
@@ -302,103 +282,58 @@ class Search:
         self._sparsifier.load_state_dict(tree_map_only(Tensor, lambda t: t.to(device), state["sparsifier"]))
         self.step_count, self.steps, self.every = state["step"], state["steps"], state["every"]
         self.done = state["done"]
-        self._observed.fill_(state["observed"])
+        self._watch.observed.fill_(state["observed"])
         self._doomed.copy_(state["doomed"])
         self._prices.copy_(state["prices"])
 
     def _about(self) -> dict[str, Any]:
         """Say what a state belongs to, in numbers and strings."""
         parts = (self._sparsifier.score, self._sparsifier.action, self._sparsifier.ending)
-        return {
-            "groups": [group.size for group in self._groups],
-            "dense cost": [self._dense.macs, self._dense.params],
-            "budget": self._asked(),
-            "divisor or floor": [self._ladder.step.tolist(), self._ladder.lowest.tolist()],
-            "ceiling": self._ladder.highest.tolist(),
-            "rule": [type(part).__name__ for part in parts],
-        }
-
-    def _asked(self) -> dict[str, Any]:
-        """Return the limits, but a latency as it was asked for: its dense cost is measured anew in every program."""
-        return {r: self._budget.asked()[r] if r == "latency_ns" else limit for r, limit in self._limits.items()}
+        return {**self._schedule.about(), "rule": [type(part).__name__ for part in parts]}
 
     @torch.no_grad()
     def _observe(self) -> None:
-        """Called by the optimiser just before it uses the gradients.
-
-        A gradient that is zero all over, or not finite (AMP skips its step), does not count.
-        """
-        self._looked = True
-        gradient = self._bank.latents.grad
-        if self.done or gradient is None or self._replaced():
-            return
-        self._lived = self._bank.living()
-        scale = getattr(self._optimizer, "grad_scale", None)  # a fused optimiser undoes AMP's scaling itself
-        gradient = gradient if scale is None else gradient / scale
-        size = gradient.abs().sum()
-        counts = (size > 0) & (size < math.inf)
-        self._observed = self._observed.to(counts.device) + counts
-        self._sparsifier.observe(self._bank, torch.where(counts, gradient, math.nan))
+        """Called by the optimiser just before it uses the gradients."""
+        gradient = self._watch.look(self._optimizer, idle=self.done or self._replaced())
+        if gradient is not None:
+            self._sparsifier.observe(self._bank, gradient)
 
     def _decide(self) -> None:
         """Let the solver name the units that are to go at the present point of the schedule."""
         self._require_sound()
-        share = self.step_count / self.steps
-        limits = {r: round(_of(self._dense, r) * (1 - share) + limit * share) for r, limit in self._limits.items()}
-        self._doomed = torch.from_numpy(~self._solve(limits)).to(self._bank.alive.device)
-        self._prices = self._relative_prices()
+        kept = self._schedule.kept(self._scores(), self._bank.alive > 0, self.step_count / self.steps)
+        self._doomed = torch.from_numpy(~kept).to(self._bank.alive.device)
+        self._prices = torch.as_tensor(self._schedule.relative_prices(self._bank.living())).to(self._bank.alive)
 
     def _finish(self) -> None:
         self._require_sound()
-        kept = settled(self._cost, self._limits, self._solve)
+        kept = torch.from_numpy(self._schedule.kept_at_last(self._scores(), self._bank.alive > 0))
         self._warn_of_a_jump(kept)
-        self._bank.keep_(torch.from_numpy(kept))
+        self._bank.keep_(kept)
         self.done = True
 
-    def _warn_of_a_jump(self, kept: np.ndarray) -> None:
-        before = (self._bank.living() if self._lived is None else self._lived).cpu().numpy()
-        for resource, limit in self._limits.items():
-            planned = (1 - limit / _of(self._dense, resource)) * self.every / self.steps
-            costs = [_of(self._cost.total(self._counts(mask)), resource) for mask in (before, kept)]
-            jump = (costs[0] - costs[1]) / _of(self._dense, resource)
-            if jump > max(LARGEST_JUMP, 2 * planned):
-                warnings.warn(
-                    f"{jump:.0%} of the dense {resource} had to be cut at once at step {self.step_count}: the "
-                    "sparsifier pressed too little. Give the search more steps, or the rule more pressure.",
-                    stacklevel=5,
-                )
-
-    def _solve(self, limits: dict[str, int]) -> np.ndarray:
-        scores = self._sparsifier.scores(self._bank).detach().double().cpu().numpy()
+    def _scores(self) -> np.ndarray:
+        scores: np.ndarray = self._sparsifier.scores(self._bank).detach().double().cpu().numpy()
         if not np.isfinite(scores).all():
             raise SearchError(
                 f"{type(self._sparsifier.score).__name__} gave {int((~np.isfinite(scores)).sum())} scores that are not "
                 f"finite at step {self.step_count}; units cannot be ranked by them. See to it that the score is finite."
             )
-        alive = (self._bank.alive > 0).cpu().numpy()
-        return self._solver.solve(scores, limits, preferred=alive)
+        return scores
 
     def _ends_early(self) -> bool:
-        resource, limit = next(iter(self._limits.items()))
-        living = self._sparsifier.living(self._bank).cpu().numpy()
-        ratio = _of(self._cost.total(self._counts(living)), resource) / _of(self._dense, resource)
-        return self._sparsifier.satisfied(ratio, limit / _of(self._dense, resource))
+        living = self._sparsifier.living(self._bank)
+        return self._sparsifier.satisfied(self._schedule.ratio(living), self._schedule.target())
 
-    def _counts(self, living: np.ndarray) -> np.ndarray:
-        return np.bincount(self._of_unit[living], minlength=len(self._groups))
-
-    def _relative_prices(self) -> Tensor:
-        """Return each unit's price relative to the mean over living units, for the first budgeted resource."""
-        counts = self._counts(self._bank.living().cpu().numpy())
-        prices = np.abs(self._cost.changes(counts, -np.ones_like(counts))[next(iter(self._limits))]).astype(float)
-        mean = max(float((prices * counts).sum() / max(counts.sum(), 1)), 1e-300)
-        prices = np.maximum(prices, CHEAPEST * mean)  # nothing is free: what lies outside a peak now may be it later
-        return torch.as_tensor(prices[self._of_unit] / mean).to(self._bank.alive)
-
-    def _all_skipped(self) -> bool:
-        """Say whether no step has been taken yet because gradients overflow: AMP's scaler is looking for its scale."""
-        gradient = self._bank.latents.grad
-        return self._unmatched == self.step_count and gradient is not None and not bool(gradient.isfinite().all())
+    def _warn_of_a_jump(self, kept: Tensor) -> None:
+        before = self._bank.living() if self._watch.lived is None else self._watch.lived
+        for resource, jump, all_in_all in self._schedule.jumps(before, kept):
+            if jump > max(LARGEST_JUMP, 2 * all_in_all * self.every / self.steps):
+                warnings.warn(
+                    f"{jump:.0%} of the dense {resource} had to be cut at once at step {self.step_count}: the "
+                    "sparsifier pressed too little. Give the search more steps, or the rule more pressure.",
+                    stacklevel=5,
+                )
 
     def _require_sound(self) -> None:
         """Look at what has happened since the last decision."""
@@ -408,22 +343,18 @@ class Search:
                 f"{broken} latents are not finite at step {self.step_count}. The loss or its gradient overflowed: "
                 "lower the learning rate, or clip gradients before optimizer.step()."
             )
-        if not int(self._observed):
+        if not int(self._watch.observed):
             raise SearchError(
                 f"no gradient has reached the latents by step {self.step_count}. Call loss.backward() and "
                 "optimizer.step() before search.step(), train hyper(...) itself, not the original model, and let "
                 "zero_grad() not come between the two. An optimiser that wraps another must be passed as the inner one."
             )
-        self._warn_of_unmatched_steps()
-
-    def _warn_of_unmatched_steps(self) -> None:
-        if self._unmatched > UNMATCHED and 3 * self._unmatched > self.step_count:
+        if unmatched := self._watch.often_unmatched(self.step_count):
             warnings.warn(
-                f"{self._unmatched} of {self.step_count} calls of search.step() followed no optimizer.step(). Each "
+                f"{unmatched} of {self.step_count} calls of search.step() followed no optimizer.step(). Each "
                 "counts as a step towards the budget: call search.step() once after every optimizer.step().",
-                stacklevel=6,
+                stacklevel=5,
             )
-            self._unmatched = -self.steps  # once is enough
 
 
 def search_of(hyper: HyperModel) -> Search | None:
@@ -437,10 +368,6 @@ def search_of(hyper: HyperModel) -> Search | None:
     """
     latest = _LATEST.get(hyper.bank)
     return None if latest is None else latest()
-
-
-def _of(cost: Cost, resource: str) -> int:
-    return int(getattr(cost, resource))
 
 
 def _check_arguments(hyper: object, budget: object, sparsifier: object) -> None:

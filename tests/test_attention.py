@@ -186,6 +186,78 @@ def test_torchs_own_attention_between_streams_loses_heads_with_both(how, options
     assert proof.relative_error < 1e-6
 
 
+def test_a_padding_mask_costs_no_heads():
+    class Encoder(Crossed):
+        def forward(self, x, padding):
+            return self.head(self.attention(self.left(x), src_key_padding_mask=padding))
+
+    model = Encoder(None)
+    model.attention = nn.TransformerEncoder(nn.TransformerEncoderLayer(24, 4, 20, batch_first=True), 2)
+    padding = torch.arange(6).expand(3, 6) >= torch.tensor([[6], [4], [3]])
+    hyper = hyperize(model.eval(), (torch.randn(3, 6, 5), padding))
+    assert sorted(group.size for group in hyper.coupling.groups) == [4, 20, 20]
+    hyper.bank.remove_(torch.arange(hyper.coupling.units) % 4 == 1)
+    slim, proof = export_with_proof(hyper)
+    assert proof.relative_error < 1e-5
+    assert slim.attention.layers[0].self_attn.num_heads == 3
+    x = torch.randn(3, 6, 5)
+    for grad in (True, False):  # without gradients torch's encoder packs what is not padding into nested tensors
+        with torch.set_grad_enabled(grad):
+            kept = ~padding
+            torch.testing.assert_close(slim(x, padding)[kept], hyper.eval()(x, padding)[kept], rtol=1e-4, atol=1e-5)
+
+
+class Scaled(nn.Module):
+    """One head, scaled by hand by the root of its width."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(20, 16), nn.Linear(12, 5)
+        self.q, self.k, self.v = (nn.Linear(16, 12) for _ in range(3))
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        return self.out((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v)
+
+
+@pytest.mark.parametrize("ids", [torch.zeros(1, 8, dtype=torch.long), torch.arange(3)[:, None]], ids=["alike", "one"])
+def test_tokens_that_cannot_tell_how_a_product_is_scaled_keep_its_channels(ids):
+    hyper = hyperize(Scaled().eval(), ids)
+    assert "q" not in [group.name for group in hyper.coupling.groups]
+    hyper.bank.keep_(torch.arange(hyper.coupling.units) % 2 == 0)
+    others = torch.arange(12).view(2, 6)
+    torch.testing.assert_close(export_with_proof(hyper)[0](others), hyper(others))
+    assert "q" in [group.name for group in hyperize(Scaled().eval(), others).coupling.groups]
+
+
+@pytest.mark.parametrize("joint", ["weights", "biases"])
+def test_rows_of_a_joint_tensor_are_not_taken_for_rows_of_another(joint):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Linear(6, 16), nn.Linear(16, 5)
+            self.weights = nn.Parameter(torch.randn(48, 16) * 0.3)
+            self.biases = nn.Parameter(torch.zeros(48))
+            for name in "kqv":
+                setattr(self, f"w{name}", nn.Parameter(torch.randn(16, 16) * 0.3))
+                setattr(self, f"b{name}", nn.Parameter(torch.randn(16)))
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            weights = self.weights.chunk(3) if joint == "weights" else (self.wk, self.wq, self.wv)
+            biases = self.biases.chunk(3) if joint == "biases" else (self.bk, self.bq, self.bv)
+            k, q, v = (nn.functional.linear(x, w, b) for w, b in zip(weights, biases, strict=True))
+            return self.head(nn.functional.scaled_dot_product_attention(q, k, v))
+
+    hyper = hyperize(Mixed(), torch.randn(2, 5, 6))
+    with torch.no_grad():
+        for parameter in hyper.model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    hyper.bank.keep_(torch.arange(hyper.coupling.units) % 2 == 0)
+    assert export_with_proof(hyper)[1].relative_error < 1e-5
+
+
 def test_a_joint_projection_counts_what_each_of_its_parts_is_applied_to():
     model = Crossed(lambda q, m: (q, m, m)).eval()
     hyper = hyperize(model, (torch.randn(3, 6, 5), torch.randn(3, 12, 4)))

@@ -84,6 +84,37 @@ class Watching(nn.Sequential):
         self[0].register_forward_hook(lambda module, args, output: self.seen.append(output))
 
 
+def patched() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    old = model[1].forward
+    model[1].forward = lambda x: old(x).clamp(-3, 3)
+    return model
+
+
+def listed() -> nn.Module:
+    model = sequential()
+    layers = [model[0]]
+    model[0].register_forward_hook(lambda module, args, output: output + layers[0].weight.sum())
+    return model
+
+
+def defaulted() -> nn.Module:
+    model = sequential()
+
+    def watch(module: nn.Module, args: Any, output: Tensor, first: nn.Module = model[0]) -> Tensor:
+        return output + first.weight.sum()
+
+    model[0].register_forward_hook(watch)
+    return model
+
+
+def remembering() -> nn.Module:
+    model = sequential()
+    model.kept = kept = {}
+    model[0].register_forward_hook(lambda module, args, output: kept.update(last=output))
+    return model
+
+
 class Drifting(nn.Sequential):
     """Multiplies by a number that grows from call to call."""
 
@@ -114,6 +145,10 @@ BAD_MODELS: list[tuple[str, Callable[[], Any], type[HyperpruneError], str]] = [
     ("old spectral norm", old_spectral_normed, ModelError, "layer '3' .*already has a parametrized weight"),
     ("a layer that edits its weight in eval()", merging, ModelError, r"layer '2' \(Merging\) changes '2.weight'"),
     ("a hook that holds the model", Watching, ModelError, r"Watching.__init__.<locals>.<lambda>.* layer '0'.*method"),
+    ("a forward replaced by a function", patched, ModelError, r"patched.<locals>.<lambda>.* layer '1'"),
+    ("a hook that holds a list of layers", listed, ModelError, "listed.*holds a part of the model"),
+    ("a hook with a layer as default", defaulted, ModelError, "watch.*holds a part of the model"),
+    ("a hook that holds the model's dict", remembering, ModelError, "remembering.*holds a part of the model"),
     ("another output at every call", drifting, ModelError, "Drifting went wrong .*even with every channel in place"),
     ("a model that cannot be copied", uncopyable, ModelError, "Sequential cannot be copied"),
 ]  # fmt: skip

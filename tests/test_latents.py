@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from hyperprune.coupling import STAYS, Group
+from hyperprune.errors import ModelError
 from hyperprune.latents import LatentBank, RunSelection, Selection, select
 
 
@@ -89,3 +91,12 @@ def test_a_reader_owns_no_state_and_follows_a_copied_bank(bank: LatentBank, unit
     copied["bank"].remove_(torch.ones(5, dtype=torch.bool))
     assert copied["reader"]()[0] == 0
     assert reader()[0] == 1
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(7), torch.zeros(3, dtype=torch.bool), [True] * 7], ids=str)
+def test_a_mask_of_another_kind_is_refused(mask: Any) -> None:
+    bank = LatentBank((Group("a", 0, 7, 1, ("a",), ("b",), ()),))
+    for use in (bank.keep_, bank.remove_):
+        with pytest.raises(ModelError, match=r"a bool tensor of shape \(7,\) is needed, one entry per unit"):
+            use(mask)
+    assert bool(bank.living().all())

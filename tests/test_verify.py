@@ -139,3 +139,11 @@ def test_large_numbers_that_differ_are_no_mask() -> None:
 def test_imaginary_parts_count(dtype: torch.dtype, tolerance: float) -> None:
     proof = compare(torch.tensor([4 + 0j], dtype=dtype), torch.tensor([4 + 1j], dtype=dtype))
     assert (proof.relative_error, proof.tolerance) == (0.25, tolerance)
+
+
+def test_outputs_of_whole_numbers_and_of_truth_values_are_compared() -> None:
+    both = torch.tensor([1, 2000]), torch.tensor([True, False])
+    assert compare(both, both).relative_error == 0
+    assert not compare(both, both).uneven
+    assert compare(both[1], ~both[1]).relative_error == 1
+    assert compare(torch.tensor([0.1, 5000.0]), torch.tensor([0.1, 5000.0])).uneven

@@ -150,6 +150,11 @@ class Call:
         small = thin(labels)
         return small.numel() == 1 and (int(small) == ELASTIC or int(small) in self._ledger.constants)
 
+    def is_input(self, labels: Tensor) -> bool:
+        """Say whether a value depends on one input of the model and on nothing else: a mask."""
+        small = thin(labels)
+        return small.numel() == 1 and int(small) in self._ledger.inputs
+
     def is_elastic(self, labels: Tensor) -> bool:
         """Say whether a value is a constant stretched along its axes."""
         small = thin(labels)

@@ -129,6 +129,8 @@ class _Flow:
             label = self._ledger.pinned(reason, where)
             if reason == CONSTANT:
                 self._ledger.constants.add(int(label))
+            if reason == INPUT:
+                self._ledger.inputs.add(int(label))
             return label.expand(value.shape)
 
         return torch.utils._pytree.tree_map(fix, node.meta.get("val"))

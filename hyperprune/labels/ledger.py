@@ -158,12 +158,14 @@ class Ledger:
         standardised: weights whose rows are to be standardised over the living inputs while searching.
         inhabited: values that may not lose their last channel, because an operation refuses to run without any.
         constants: pinned labels of values that depend on nothing.
+        inputs: pinned labels of the model's inputs.
         positions: how many output positions each weight is applied to (MACs = positions x elements); of a weight whose
             rows are applied to different numbers, the mean.
     """
 
     size: int = 1
     constants: set[int] = field(default_factory=set)
+    inputs: set[int] = field(default_factory=set)
     ties: list[Tie] = field(default_factory=list)
     freezes: list[Freeze] = field(default_factory=list)
     sized: list[SizedCall] = field(default_factory=list)

@@ -37,9 +37,11 @@ def gate_product(call: Call, left: Tensor, right: Tensor, axes: tuple[int, int],
     for labels, node in zip((left, right), call.node.args, strict=False):
         layer = layer_behind(node)
         weight, bias = (call.value(argument) for argument in (*layer.args, None)[1:3]) if layer else (None, None)
-        if isinstance(weight, TensorRef) and (rows := _rows(call, weight, labels)) is not None:
+        made = bias if isinstance(bias, TensorRef) else None
+        if not isinstance(weight, TensorRef) or (made is not None and _first(made) != _first(weight)):
+            continue  # rows of a bias are counted as those of its weight
+        if (rows := _rows(call, weight, labels)) is not None:
             call.tie(summed, other)
-            made = bias if isinstance(bias, TensorRef) else None
             call.summed(ProductCall(call.node.name, weight, made, rows, summed, rooted))
             return summed
     return None
@@ -56,8 +58,11 @@ def _rows(call: Call, weight: TensorRef, labels: Tensor) -> Tensor | None:
     """Return which rows of a weight made these labels; None unless all of them are its rows."""
     made = call.axis(weight, 0)
     rows = thin(labels).reshape(-1) - made[0]
-    first = weight.start if isinstance(weight, Rows) else 0
-    return first + rows.unique() if bool(((rows >= 0) & (rows < len(made))).all()) else None
+    return _first(weight) + rows.unique() if bool(((rows >= 0) & (rows < len(made))).all()) else None
+
+
+def _first(tensor: TensorRef) -> int:
+    return tensor.start if isinstance(tensor, Rows) else 0
 
 
 def layer_behind(node: object) -> torch.fx.Node | None:

@@ -18,7 +18,7 @@ from hyperprune.slim.structure import is_bare, is_standard
 
 GEOMETRY = re.compile(
     r"kernel|strid|pad|dilation|shift|window|patch|grid|img|image|resolution|spatial|scale|ratio|depth|layer|level|step"
-    r"|axis|axes"
+    r"|axis|axes|position|num_embeddings|(^|_)max(_|$)"
     r"|(^|_)(len|length|class|classes|labels|vocab|topk|batch)(_|$)|(num|n)_(tokens|queries|frames|clips|segments)"
 )
 """Names of numbers that never follow channels, though they may equal one: a shift of 3 beside 3 heads, a max_len."""
@@ -26,6 +26,7 @@ GEOMETRY = re.compile(
 
 CHANNELS = re.compile(
     r"dim|channel|feature|width|plane|hidden|emb|model|inner|filter|head|group|split|(^|_)(in|out|ch|chs|sizes)(_|$)"
+    r"|^(c|d|f|h|hd|nf|ngf|ndf)\d*$"
 )
 """Names of numbers that follow channels even where no forward pass needs them (``num_features``)."""
 

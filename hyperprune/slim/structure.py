@@ -90,6 +90,18 @@ def _multihead(layer: Any, rows: Slice | None) -> None:
         layer.kdim, layer.vdim = layer.k_proj_weight.shape[1], layer.v_proj_weight.shape[1]
 
 
+def unpack_odd_heads_(model: nn.Module) -> None:
+    """Let torch's encoders work on padded sequences where the number of heads is odd: torch packs for even ones only.
+
+    Without gradients, packing leaves zeros where the padding is; otherwise there are numbers that nobody reads.
+    """
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and any(
+            isinstance(layer, nn.MultiheadAttention) and layer.num_heads % 2 for layer in encoder.modules()
+        ):
+            encoder.use_nested_tensor = False
+
+
 _TABLE: dict[type[nn.Module], Callable[[Any], None]] = {
     nn.Linear: _linear,
     _NormBase: _norm,

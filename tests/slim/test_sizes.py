@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from hyperprune.slim.sizes import resize_
+from hyperprune.plan import Resize, WidthPlan
+from hyperprune.slim.sizes import doubtful, resize_
 from tests.slim.test_carve import block
 
 
@@ -48,3 +49,14 @@ def test_a_norm_without_tensors_is_told_its_size_as_any_module_is() -> None:
     for layer in (bare, full):
         resize_(layer, [(8, 5)])
     assert (bare.num_features, full.num_features) == (5, 8)
+
+
+def test_names_say_which_numbers_follow_channels() -> None:
+    block = nn.Module()
+    for name in ("num_features", "d_model", "c2", "nf", "hidden", "nc", "block_size", "T", "max_position_embeddings"):
+        setattr(block, name, 8)
+    found = doubtful(block, WidthPlan((), (Resize("", 8, 5),)))
+    assert [spared.attribute for spared in found] == ["nc", "block_size", "T"]
+    resize_(block, [(8, 5)], {"nc", "block_size", "T"})
+    kept = [name for name, value in vars(block).items() if value == 8]
+    assert kept == ["nc", "block_size", "T", "max_position_embeddings"]

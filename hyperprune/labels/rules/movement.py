@@ -71,9 +71,9 @@ def _run(call: Call) -> Any:
 
 @rule("expand", "expand_as")
 def expand(call: Call) -> Any:
-    """Expanding repeats a value along axes of length 1; a constant so stretched follows what it meets."""
+    """Expanding repeats a value along axes of length 1; a constant or an input so stretched follows what it meets."""
     x = call.labels(call.arg("self"))
-    if call.is_constant(x) and x.numel() < prod(call.shape):
+    if (call.is_constant(x) or call.is_input(x)) and x.numel() < prod(call.shape):
         return torch.tensor(ELASTIC).expand(call.shape)
     wide, written = x.expand(call.shape), call.arg("size", ())
     if named := [axis for axis in varying_axes(wide) if written and written[axis] != -1]:
