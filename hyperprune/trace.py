@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from traceback import format_tb
+from traceback import extract_tb, format_tb
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +26,14 @@ from hyperprune.regions import join_regions_
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 STAND_IN = 16  # for a size that depends on values: what is left of it behind a kernel of 7 is still a size
+_BRANCHES = (
+    "The forward pass probably branches on the values of its input. Pass example inputs that take the branch you "
+    "train, or hyperize the submodule (the backbone) that has no such branch."
+)
+_CAUSAL = (
+    "torch's own transformer looks at the mask to find out whether it is causal. Say so in forward(): tgt_is_causal= "
+    "beside tgt_mask=, is_causal= beside an encoder's mask=."
+)
 _LIBRARY = ("/torch/nn/", "/torch/_", "/torch/functional")
 
 
@@ -314,11 +322,8 @@ def _cannot_export(model: nn.Module, error: Exception) -> str:
     frames = [f for f in _FRAME.finditer(text) if not any(part in f["file"] for part in _LIBRARY)]
     where = f" at {frames[-1]['file'].rsplit('/', 1)[-1]}:{frames[-1]['line']}" if frames else ""
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    return (
-        f"torch.export cannot trace {type(model).__name__}{where}: {first}\n"
-        "The forward pass probably branches on the values of its input. Pass example inputs that take the "
-        "branch you train, or hyperize the submodule (the backbone) that has no such branch."
-    )
+    looks = any(frame.name == "_detect_is_causal_mask" for frame in extract_tb(error.__traceback__))
+    return f"torch.export cannot trace {type(model).__name__}{where}: {first}\n{_CAUSAL if looks else _BRANCHES}"
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

@@ -224,6 +224,21 @@ def test_inputs_on_another_device_are_refused_with_both_devices() -> None:
         hyperize(model, X.to("meta"))
 
 
+def test_a_mask_that_torchs_transformer_must_look_at_is_refused_with_what_to_say() -> None:
+    layer = nn.TransformerDecoderLayer(8, 2, 12, batch_first=True)
+    parts = {"stem": nn.Linear(5, 8), "decoder": nn.TransformerDecoder(layer, 1), "out": nn.Linear(8, 2)}
+    mask, x = nn.Transformer.generate_square_subsequent_mask(6), torch.randn(2, 6, 5)
+
+    def decode(net: Any, x: Tensor, mask: Tensor, **say: bool) -> Tensor:
+        y = net.stem(x)
+        return net.out(net.decoder(y, y, tgt_mask=mask, **say))
+
+    with pytest.raises(TraceError, match=r"Say so in forward\(\): tgt_is_causal= beside tgt_mask="):
+        hyperize(Net(parts, decode).eval(), (x, mask))
+    said = Net(parts, lambda net, x, mask: decode(net, x, mask, tgt_is_causal=True)).eval()
+    assert sorted(group.size for group in hyperize(said, (x, mask)).coupling.groups) == [2, 12]
+
+
 def test_a_branch_on_values_is_refused_with_its_line() -> None:
     def run(net: Any, x: Tensor) -> Tensor:
         y = net.a(x)
