@@ -60,7 +60,11 @@ class Choices:
             >>> Choices({"view": 1}).next(["view", "chunk"]).readings
             {'view': 2, 'chunk': 1}
         """
-        return replace(self, readings={**self.readings, **{c: self.readings.get(c, 0) + 1 for c in calls}})
+        return self.read({call: self.readings.get(call, 0) + 1 for call in calls})
+
+    def read(self, readings: Mapping[str, int]) -> Choices:
+        """Return the choices with these readings in place of the ones they had."""
+        return replace(self, readings={**self.readings, **readings})
 
     def close(self, module: str) -> Choices:
         """Return the choices with one more module closed."""
@@ -89,7 +93,9 @@ class Fault:
     lines: tuple[str, ...] = ()
 
 
-def rehearse(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> Proof | Fault:
+def rehearse(
+    model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, whole: Tensor | None = None
+) -> Proof | Fault:
     """Remove a random half of all units from a copy of a plain model, and compare with zeroing them.
 
     The reference has the gates of the removed units at zero, the slim model lacks these units. Many layers with
@@ -97,10 +103,13 @@ def rehearse(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> 
     in float64, where rounding all but vanishes and a wrong export does not. Where code of the user's holds sizes, it
     all happens at several draws of widths: at one, a wrong size may be right by luck (97 // 2 == 96 // 2). Returns a
     proof, or what went wrong.
+
+    Args:
+        whole: units that stay in any case, bool, shape ``[units]``.
     """
-    outcomes = (
-        _rehearse_at(_about_half(coupling, draw), model, coupling, inputs) for draw in range(_draws(coupling, model))
-    )
+    whole = torch.zeros(coupling.units, dtype=torch.bool) if whole is None else whole
+    halves = (_about_half(coupling, draw) | whole for draw in range(_draws(coupling, model)))
+    outcomes = (_rehearse_at(half, model, coupling, inputs) for half in halves)
     proof = next(outcomes)
     return next((other for other in outcomes if isinstance(other, Fault)), proof) if isinstance(proof, Proof) else proof
 
@@ -175,7 +184,7 @@ def _draws(coupling: CouplingMap, model: nn.Module) -> int:
 
     One is enough where no code of the user's holds sizes.
     """
-    if not _suspects(coupling, dict(model.named_modules(remove_duplicate=False))):
+    if not _suspects(coupling, _modules(model)):
         return 1
     return 2 + 2 * any(group.size <= FEW_UNITS for group in coupling.groups)
 
@@ -234,7 +243,7 @@ def with_spared(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) 
 
     They are tried class by class. Those whose names speak of channels follow in any case.
     """
-    if not _suspects(coupling, dict(model.named_modules(remove_duplicate=False))):
+    if not _suspects(coupling, _modules(model)):
         return coupling
     kinds: dict[tuple[type[nn.Module], str], list[Spared]] = {}
     for spared in doubtful(model, coupling.plan(_about_half(coupling, 0).numpy())):
@@ -259,9 +268,9 @@ def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault
     Returns:
         what to try; None if nothing is left, and the groups themselves must be asked (``without_guilty``).
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = _modules(model)
     if fault.inexact and (readings := _other_products(coupling, modules, choices)):
-        return replace(choices, readings={**choices.readings, **readings})
+        return choices.read(readings)
     suspects = _suspects(coupling, modules)
     if heirs := _heirs(coupling, modules, fault) - choices.heirs:
         return choices.inherit(heirs)
@@ -279,7 +288,7 @@ def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault
         if path and path not in choices.closed and not is_standard(modules[path]):
             return choices.close(path)
     if fault.inexact and (unfrozen := [made.node for made in coupling.products]):
-        return replace(choices, readings={**choices.readings, **dict.fromkeys(unfrozen, LAST_RESORT)})
+        return choices.read(dict.fromkeys(unfrozen, LAST_RESORT))
     return None
 
 
@@ -300,7 +309,11 @@ def without_guilty(
             "place. A layer changes its weights or buffers while running, or looks its parameters up by name, or the "
             "outputs are random in eval mode. Hyperize the part of the model that does none of this."
         )
-    guilty = _guilty(coupling.groups, lambda groups: _holds(groups, model, coupling, inputs))
+
+    def holds(groups: Sequence[Group]) -> bool:
+        return isinstance(rehearse(model, coupling, inputs, _all_but(groups, coupling)), Proof)
+
+    guilty = _guilty(coupling.groups, holds)
     units = {unit for group in guilty for unit in range(group.start, group.start + group.size)}
     held = {
         (site.tensor, site.axis, tuple(at for at, unit in enumerate(site.units) if unit in units))
@@ -326,13 +339,12 @@ def _guilty(groups: Sequence[Group], holds: Callable[[Sequence[Group]], bool]) -
     return [*_guilty(groups[:half], holds), *_guilty(groups[half:], holds)] or list(groups[:half])
 
 
-def _holds(groups: Sequence[Group], model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> bool:
-    """Say whether exports hold that take channels from these groups only."""
-    whole = torch.ones(coupling.units, dtype=torch.bool)
+def _all_but(groups: Sequence[Group], coupling: CouplingMap) -> Tensor:
+    """Return the units of all other groups, bool, shape ``[units]``."""
+    others = torch.ones(coupling.units, dtype=torch.bool)
     for group in groups:
-        whole[group.units] = False
-    draws = (_about_half(coupling, draw) | whole for draw in range(_draws(coupling, model)))
-    return all(isinstance(_rehearse_at(draw, model, coupling, inputs), Proof) for draw in draws)
+        others[group.units] = False
+    return others
 
 
 def undecided(
@@ -344,13 +356,11 @@ def undecided(
     product has only one reading.
     """
     doubtful: list[str] = []
-    for nodes in _kinds_of_products(coupling, dict(model.named_modules(remove_duplicate=False))).values():
+    for nodes in _kinds_of_products(coupling, _modules(model)).values():
         other = dict.fromkeys(nodes, 1 - choices.readings.get(nodes[0], 0))
-        tried = couple(replace(choices, readings={**choices.readings, **other}))
-        if isinstance(rehearse(model, tried, inputs), Proof):
+        if isinstance(rehearse(model, couple(choices.read(other)), inputs), Proof):
             doubtful += nodes
-    frozen = dict.fromkeys(doubtful, LAST_RESORT)
-    return replace(choices, readings={**choices.readings, **frozen}) if doubtful else None
+    return choices.read(dict.fromkeys(doubtful, LAST_RESORT)) if doubtful else None
 
 
 def _other_products(coupling: CouplingMap, modules: Mapping[str, nn.Module], choices: Choices) -> dict[str, int]:
@@ -417,6 +427,11 @@ def _alike(modules: Mapping[str, nn.Module], suspects: Mapping[str, str], node: 
     """Return the suspects in modules of the same class: a fault in one block is a fault in all of them."""
     kind = type(modules[suspects[node]])
     return [other for other, path in suspects.items() if type(modules[path]) is kind]
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules under every path that leads to them."""
+    return dict(model.named_modules(remove_duplicate=False))
 
 
 def _modules_on_stack(slim: nn.Module, traceback: TracebackType | None) -> tuple[str, ...]:

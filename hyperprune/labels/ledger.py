@@ -55,6 +55,11 @@ class Rows(TensorRef):
     start: int
     whole: tuple[int, ...]
 
+    @classmethod
+    def taken(cls, tensor: TensorRef, start: int, count: int) -> Rows:
+        """Return so many rows of a tensor, from ``start`` on."""
+        return cls(tensor.name, (count, *tensor.shape[1:]), tensor.is_parameter, start, tensor.shape)
+
     @property
     def source(self) -> TensorRef:
         """The tensor that they are taken from."""

@@ -54,12 +54,6 @@ def _is_in_rows(image: torch.fx.Node, view: torch.fx.Node) -> bool:
     return len(after) == len(before) + 1 and after[-2:] == before[-2:]
 
 
-def is_a_layers_weight(node: torch.fx.Node) -> bool:
-    """Say whether a value is used as the weight of convolutions and linear layers, and nowhere else."""
-    users = list(node.users)
-    return bool(users) and all(plain_name(user) in WEIGHTED and user.args[1] is node for user in users)
-
-
 def is_a_layers_own(node: torch.fx.Node) -> bool:
     """Say whether a value is used as the weight or the bias of convolutions and linear layers, and nowhere else."""
     users = list(node.users)

@@ -9,7 +9,7 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import TensorRef
-from hyperprune.labels.lookahead import CASTS, is_a_layers_weight
+from hyperprune.labels.lookahead import CASTS, is_a_layers_own
 from hyperprune.labels.reasons import BROADCAST, RANDOM
 from hyperprune.labels.registry import rule
 
@@ -216,11 +216,7 @@ def _scaled_weight(call: Call) -> TensorRef | None:
     value, *others = call.tensors()
     if others or type(value) is not TensorRef or not value.is_parameter or len(value.shape) < 2:
         return None
-    if (
-        call.operator not in SCALING
-        or not is_a_layers_weight(call.node)
-        or call.choose("a number that stays") == "freeze"
-    ):
+    if call.operator not in SCALING or not is_a_layers_own(call.node) or call.choose("a number that stays") == "freeze":
         return None
     call.sized(call.axis(value, 0), call.axis(value, 1))
     return value

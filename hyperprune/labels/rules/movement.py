@@ -204,7 +204,7 @@ def sliced(call: Call) -> Any:
 def _rows(call: Call, weight: TensorRef) -> Rows:
     """Rows taken out of a weight on their way to a layer are still that weight's."""
     start = min(call.arg("start", 0) % max(weight.shape[0], 1), weight.shape[0])
-    rows = Rows(weight.name, call.shape, True, start, weight.shape)
+    rows = Rows.taken(weight, start, call.shape[0])
     _set_bound(call, call.axis(weight, 0)[:, None], call.axis(rows, 0)[:, None])
     return rows
 

@@ -26,9 +26,7 @@ def _parts(call: Call) -> tuple[Tensor, int, list[Tensor], list[Any]]:
     if weight is None:
         return x, axis, parts, parts
     starts = [0, *accumulate(sizes)]
-    shapes = [(size, *weight.shape[1:]) for size in sizes]
-    made = [Rows(weight.name, shape, True, at, weight.shape) for shape, at in zip(shapes, starts, strict=False)]
-    return x, axis, parts, made
+    return x, axis, parts, [Rows.taken(weight, start, size) for start, size in zip(starts, sizes, strict=False)]
 
 
 @rule("chunk", "split", "unsafe_chunk", "unsafe_split", "tensor_split")
@@ -70,8 +68,8 @@ def given_parts(call: Call) -> Any:
     if reading == "freeze":
         call.freeze(x, SIZE_IN_FORWARD)
         return made
-    for size, part in zip(sizes, parts, strict=True):
-        if reading == "equal parts alike" and part is not first[size]:
+    if reading == "equal parts alike":
+        for size, part in zip(sizes, parts, strict=True):
             call.tie(first[size], part)
     call.sized(extent(x, axis), *[extent(part, axis) for part in parts], parts=sizes)
     return made
