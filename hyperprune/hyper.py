@@ -19,6 +19,7 @@ from hyperprune.budget import Budget, Ladder
 from hyperprune.copies import copied
 from hyperprune.cost import CostModel
 from hyperprune.coupling import Branch, CouplingMap, build, find_branches
+from hyperprune.edits import edited
 from hyperprune.errors import InputsError, ModelError, NothingPrunableError
 from hyperprune.generators import Generator, Lean, attach
 from hyperprune.labels import Attention, flow, norms_in_groups
@@ -185,11 +186,11 @@ def hyperize(
         base = _copy(model)
     drop_caches_(base)
     unreached = {name for name, _ in base.named_parameters()} - set().union(*(t.used() for t in traces))
-    kept = _kept(model, keep, only)
+    kept, changing = _kept(model, keep, only), edited(base, inputs)
 
     def couple(choices: Choices) -> CouplingMap:
         ledger = flow(traces, choices.readings, attention)
-        return build(ledger, base, unreached, choices.closed, kept, choices.heirs, choices.held)
+        return build(ledger, base, unreached, choices.closed, kept, choices.heirs, choices.held, changing)
 
     norms = norms_in_groups(trace.graph for trace in traces)
     coupling = _offered(base, inputs, couple, *_first_reading(norms, couple))

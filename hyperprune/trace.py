@@ -150,7 +150,7 @@ def trace(model: nn.Module, inputs: ExampleInputs) -> tuple[Trace, ...]:
         InputsError: the model itself fails on these inputs.
         TraceError: the model runs but cannot be exported; the message holds the line that stopped it.
     """
-    with torch.random.fork_rng(devices=_cuda_devices(model)), _quiet():
+    with random_state_kept(model), _quiet():
         traces = [_export(_warmed(model, inputs, training=False), inputs)]
         unused = _with_channels(model) - traces[0].used()
         if unused:
@@ -182,6 +182,14 @@ def drop_caches_(model: nn.Module) -> None:
     """
     with modes_kept(model):
         model.train()
+
+
+@contextmanager
+def random_state_kept(model: nn.Module) -> Iterator[None]:
+    """Give the global random generators, those of the model's devices included, their states back afterwards."""
+    tensors = [*model.parameters(), *model.buffers()]
+    with torch.random.fork_rng(devices=sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})):
+        yield
 
 
 @contextmanager
@@ -324,11 +332,6 @@ def _cannot_export(model: nn.Module, error: Exception) -> str:
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     looks = any(frame.name == "_detect_is_causal_mask" for frame in extract_tb(error.__traceback__))
     return f"torch.export cannot trace {type(model).__name__}{where}: {first}\n{_CAUSAL if looks else _BRANCHES}"
-
-
-def _cuda_devices(model: nn.Module) -> list[int]:
-    tensors = [*model.parameters(), *model.buffers()]
-    return sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
 
 
 @contextmanager

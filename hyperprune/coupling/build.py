@@ -15,7 +15,17 @@ from hyperprune.coupling.components import components
 from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor
 from hyperprune.labels import Ledger
 from hyperprune.labels.ledger import ELASTIC, Freeze, Tie
-from hyperprune.labels.reasons import ALONE, INEXACT, KEPT, SEVERAL_AXES, SIZE_IN_FORWARD, TIED, TOO_LARGE, UNREAD
+from hyperprune.labels.reasons import (
+    ALONE,
+    EDITED,
+    INEXACT,
+    KEPT,
+    SEVERAL_AXES,
+    SIZE_IN_FORWARD,
+    TIED,
+    TOO_LARGE,
+    UNREAD,
+)
 from hyperprune.trace import Origin
 
 Heir = tuple[str, str]
@@ -42,6 +52,7 @@ def build(
     kept: frozenset[str] = frozenset(),
     heirs: Iterable[Heir] = (),
     held: Iterable[Held] = (),
+    edited: Iterable[str] = (),
 ) -> CouplingMap:
     """Solve the ledger's ties and lay out units, groups and sites.
 
@@ -55,10 +66,13 @@ def build(
         kept: modules whose output channels the user keeps.
         heirs: modules that take over the sizes on one line of the module around them, with that line.
         held: positions along an axis of a tensor whose channels stay.
+        edited: parameters that forward() itself writes to while the network trains.
     """
     _freeze_shared(ledger, model)
     _freeze_closed(ledger, closed)
     _freeze_held(ledger, held)
+    for name in edited:
+        _hold(ledger, name, EDITED)
     _freeze_kept(ledger, kept)
     _freeze_mixed_use(ledger)
     roots = _solve(ledger)
