@@ -331,3 +331,38 @@ def test_transformers_lose_heads_hidden_units_and_residual_channels_exactly(name
     assert type(slim) is type(model)
     assert proof.relative_error < 1e-5
     assert hyper.cost.total([1] * len(hyper.coupling.groups)).macs < 0.1 * hyper.cost.total(hyper.cost.full).macs
+
+
+class Detection(nn.Module):
+    """A small DETR: positions from two tables side by side, larger than the image, and learned queries."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 12, 4, 4)
+        self.project = nn.Conv2d(12, 16, 1)
+        self.rows, self.columns = nn.Parameter(torch.rand(20, 8)), nn.Parameter(torch.rand(20, 8))
+        self.queries = nn.Parameter(torch.rand(7, 16))
+        self.transformer = nn.Transformer(16, 4, 1, 1, 20, dropout=0.0, batch_first=True)
+        self.boxes = nn.Linear(16, 4)
+
+    def forward(self, image):
+        x = self.project(self.backbone(image))
+        height, width = x.shape[-2:]
+        across = self.columns[:width].unsqueeze(0).repeat(height, 1, 1)
+        down = self.rows[:height].unsqueeze(1).repeat(1, width, 1)
+        tokens = torch.cat([across, down], dim=-1).flatten(0, 1) + x.flatten(2).transpose(1, 2)
+        return self.boxes(self.transformer(tokens, self.queries.expand(len(image), -1, -1))).sigmoid()
+
+
+def test_learned_queries_and_tables_of_positions_go_with_the_stream():
+    torch.manual_seed(0)
+    model, image = Detection().eval(), torch.randn(2, 3, 24, 16)
+    hyper = hyperize(model, image)
+    assert not {stays.layer for stays in hyper.coupling.frozen} - {"boxes"}
+    hyper.bank.remove_(torch.arange(hyper.coupling.units) % 4 == 1)
+    slim, proof = export_with_proof(hyper)
+    assert proof.relative_error < 1e-6
+    width = slim.project.out_channels
+    assert slim.rows.shape[1] + slim.columns.shape[1] == slim.queries.shape[1] == slim.transformer.d_model == width < 16
+    larger = torch.randn(1, 3, 40, 32)
+    assert torch.allclose(hyper(larger), slim(larger), atol=1e-6)

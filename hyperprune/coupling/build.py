@@ -9,6 +9,7 @@ from itertools import chain, repeat
 from math import prod
 
 import numpy as np
+import torch
 from torch import nn
 
 from hyperprune.coupling.components import components
@@ -76,6 +77,8 @@ def build(
     _freeze_kept(ledger, kept)
     _freeze_mixed_use(ledger)
     roots = _solve(ledger)
+    if _tie_unused(ledger, roots):
+        roots = _solve(ledger)
     marked = _on_axes(ledger, roots)
     reasons = _reasons(ledger, roots, marked)
     axes = _axes(ledger, roots, reasons, marked)
@@ -107,6 +110,34 @@ def _solve(ledger: Ledger) -> np.ndarray:
     right = np.concatenate([tie.right.numpy() for tie in ledger.ties])
     real = (left != ELASTIC) & (right != ELASTIC)
     return components(ledger.size, left[real], right[real])
+
+
+def _tie_unused(ledger: Ledger, roots: np.ndarray) -> bool:
+    """Let elements of tables that these inputs do not reach follow their channel; say whether there are any.
+
+    A table of 50 positions of which 8 are used loses the same channels everywhere.
+    """
+    alone = np.bincount(roots, minlength=ledger.size) == 1
+    for freeze in ledger.freezes:
+        alone[roots[freeze.labels.numpy()]] = False
+    ties = [tie for name, labels in ledger.elements.items() if (tie := _to_reached(name, labels, roots, alone))]
+    ledger.ties += ties
+    return bool(ties)
+
+
+def _to_reached(name: str, labels: torch.Tensor, roots: np.ndarray, alone: np.ndarray) -> Tie | None:
+    grid = roots[labels.numpy()]
+    reached = ~alone[grid]
+    if not reached.any() or reached.all():
+        return None
+    for axis in range(grid.ndim):
+        others = tuple(at for at in range(grid.ndim) if at != axis)
+        lowest = np.where(reached, grid, alone.size).min(axis=others, keepdims=True)
+        highest = np.where(reached, grid, -1).max(axis=others, keepdims=True)
+        if (lowest == highest).all():
+            left = torch.from_numpy(np.broadcast_to(lowest, grid.shape).copy())
+            return Tie(left.reshape(-1), labels.reshape(-1), Origin("parameter", name, ""))
+    return None
 
 
 def _on_axes(ledger: Ledger, roots: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 import torch.fx
 from torch import Tensor
 
-from hyperprune.labels.arrays import compact, spread, thin, varies, varying_axes
+from hyperprune.labels.arrays import compact, extent, spread, thin, varies, varying_axes
 from hyperprune.labels.ledger import (
     ELASTIC,
     Attention,
@@ -80,13 +80,35 @@ class Call:
 
     def channels(self, value: Any, axis: int) -> Tensor:
         """Return the labels along one axis, shape ``[size]``; freeze them if they differ along another."""
-        labels = self.labels(value)
+        labels = self.settled(self.labels(value), axis)
         axis %= labels.ndim
         if set(varying_axes(labels)) - {axis}:
             self.freeze(labels, SEVERAL_AXES)
             return self.pinned(SEVERAL_AXES, (labels.shape[axis],))
         index = [slice(None) if at == axis else 0 for at in range(labels.ndim)]
         return labels[tuple(index)]
+
+    def settled(self, labels: Tensor, axis: int) -> Tensor:
+        """Return labels that vary along one axis alone, where nothing but the elements of tables varies along others.
+
+        Each element of a table of tokens (queries, positions) has a label of its own until a call says where its
+        channels lie; then those of all tokens go together, and with the one channel that they meet there.
+        """
+        axis %= labels.ndim
+        if not set(varying_axes(labels)) - {axis}:
+            return labels
+        grid = extent(labels, axis)
+        firm = torch.where(self._ledger.is_element(grid), -1, grid)
+        lead = firm.amax(dim=1, keepdim=True)
+        if ((firm != lead) & (firm >= 0)).any():
+            return labels
+        lead = torch.where(lead < 0, grid[:, :1], lead)
+        self.tie(lead.expand(grid.shape), grid)
+        return spread(lead[:, 0], labels.shape, axis)
+
+    def is_table(self, labels: Tensor) -> bool:
+        """Say whether all labels belong to elements of directly used tensors."""
+        return bool(self._ledger.is_element(thin(labels)).all())
 
     def together(self, labels: Tensor, *axes: int, reason: str = "") -> Tensor:
         """Let all that lies along some axes go together; return the labels with these axes cut down to length 1."""

@@ -226,6 +226,13 @@ class Ledger:
             self.elements[tensor.name] = self.fresh(torch.Size(tensor.shape).numel()).reshape(tensor.shape)
         return self.elements[tensor.name]
 
+    def is_element(self, labels: Tensor) -> Tensor:
+        """Say of each label whether it belongs to a single element of a directly used tensor; bool, same shape."""
+        found = torch.zeros_like(labels, dtype=torch.bool)
+        for own in self.elements.values():
+            found |= (labels >= own.flatten()[0]) & (labels <= own.flatten()[-1])
+        return found
+
     def _unlabelled(self, tensor: TensorRef) -> Tensor:
         """Return the one label of a tensor with too many elements to name them all: it stays whole."""
         if tensor.name not in self.unlabelled:

@@ -16,7 +16,7 @@ from hyperprune.errors import SlimmingError
 from hyperprune.plan import Rescale, Slice, WidthPlan, note_plan_
 from hyperprune.slim.close import close_
 from hyperprune.slim.sizes import changes_by_module, resize_
-from hyperprune.slim.structure import adjust_, unpack_odd_heads_
+from hyperprune.slim.structure import adjust_, adjust_transformers_
 from hyperprune.trace import drop_caches_
 
 
@@ -56,7 +56,7 @@ def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
         touched[module] = path
     for module, path in touched.items():
         adjust_(module, _rows(cuts, path))
-    unpack_odd_heads_(model)
+    adjust_transformers_(model)
     for path, changes in sorted(changes_by_module(plan).items()):
         resize_(model.get_submodule(path), changes, {s.attribute for s in plan.spared if s.module == path})
     drop_caches_(model)

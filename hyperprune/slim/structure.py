@@ -90,16 +90,18 @@ def _multihead(layer: Any, rows: Slice | None) -> None:
         layer.kdim, layer.vdim = layer.k_proj_weight.shape[1], layer.v_proj_weight.shape[1]
 
 
-def unpack_odd_heads_(model: nn.Module) -> None:
-    """Let torch's encoders work on padded sequences where the number of heads is odd: torch packs for even ones only.
+def adjust_transformers_(model: nn.Module) -> None:
+    """Bring what torch's transformers note of their layers into line: ``d_model``, and whether sequences are packed.
 
-    Without gradients, packing leaves zeros where the padding is; otherwise there are numbers that nobody reads.
+    Encoders pack padded sequences for even numbers of heads only; a slim one with an odd number works on them as they
+    are. Without gradients, packing leaves zeros where the padding is; otherwise there are numbers that nobody reads.
     """
-    for encoder in model.modules():
-        if isinstance(encoder, nn.TransformerEncoder) and any(
-            isinstance(layer, nn.MultiheadAttention) and layer.num_heads % 2 for layer in encoder.modules()
-        ):
-            encoder.use_nested_tensor = False
+    for module in model.modules():
+        heads = [part for part in module.modules() if isinstance(part, nn.MultiheadAttention)]
+        if isinstance(module, nn.Transformer) and heads:
+            module.d_model = heads[0].embed_dim
+        if isinstance(module, nn.TransformerEncoder) and any(part.num_heads % 2 for part in heads):
+            module.use_nested_tensor = False
 
 
 _TABLE: dict[type[nn.Module], Callable[[Any], None]] = {

@@ -68,6 +68,10 @@ def conv(i: int, o: int, k: int = 1, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(i, o, k, **options)
 
 
+def table(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape))
+
+
 def one(width: int = 4, read: int | None = None) -> Callable[[], dict[str, Any]]:
     """``a`` makes channels, ``out`` reads them."""
     return lambda: {"a": conv(3, width), "out": conv(width if read is None else read, 2)}
@@ -389,9 +393,49 @@ ELEMENTWISE = [
         {"token": "abcd", "b": "efg"},
     ),
     Row(
-        "a parameter matrix that a layer reads stays",
+        "a table of tokens that a layer reads loses the same channels in every token",
         lambda: {"tokens": nn.Parameter(torch.randn(5, 4)), "b": nn.Linear(4, 3), "out": nn.Linear(3, 2)},
         lambda net, x: net.out(net.b(net.tokens) + 0 * x.mean()),
+        {"tokens": "abcd", "b": "efg"},
+    ),
+    Row(
+        "two tables of tokens, one behind the other, share their channels",
+        lambda: {"one": table(5, 4), "two": table(3, 4), "a": nn.Linear(3, 4), "out": nn.Linear(4, 2)},
+        lambda net, x: net.out(torch.cat([net.one, net.two]) * net.a(x)[:, None]),
+        {"one": "abcd", "two": "abcd", "a": "abcd"},
+        (2, 3),
+    ),
+    Row(
+        "two tables of positions, side by side, make up the channels (DETR)",
+        lambda: {"rows": table(9, 2), "columns": table(9, 3), "a": nn.Linear(3, 5), "out": nn.Linear(5, 2)},
+        lambda net, x: net.out(net.a(x) + torch.cat([net.rows[:5], net.columns[1:6]], -1)),
+        {"rows": "ab", "columns": "cde", "a": "abcde"},
+        TOKENS,
+    ),
+    Row(
+        "tokens of a table beside others share their channels (registers)",
+        lambda: {"a": nn.Linear(3, 4), "registers": table(1, 3, 4), "out": nn.Linear(4, 2)},
+        lambda net, x: net.out(torch.cat([net.a(x), net.registers.expand(len(x), -1, -1)], 1)),
+        {"a": "abcd", "registers": "abcd"},
+        TOKENS,
+    ),
+    Row(
+        "a constant image times a style shares its channels (StyleGAN)",
+        lambda: {"a": nn.Linear(3, 4), "image": table(1, 4, 3, 3), "b": conv(4, 3), "out": conv(3, 2)},
+        lambda net, x: net.out(net.b(net.image * net.a(x)[:, :, None, None]).relu()),
+        {"a": "abcd", "image": "abcd", "b": "efg"},
+        (2, 3),
+    ),
+    Row(
+        "a table that forward() crops loses the same channels everywhere",
+        lambda: {"a": conv(3, 4), "map": table(1, 4, 9, 9), "out": conv(4, 2)},
+        lambda net, x: net.out(net.a(x) + net.map[:, :, : x.shape[2], : x.shape[3]]),
+        {"a": "abcd", "map": "abcd"},
+    ),
+    Row(
+        "a table read along both of its axes stays",
+        lambda: {"grid": table(4, 4), "b": nn.Linear(4, 3), "out": nn.Linear(3, 2)},
+        lambda net, x: net.out(net.b(net.grid) + net.b(net.grid.t()) + 0 * x.mean()),
         {"b": "abc"},
     ),
     Row(

@@ -196,7 +196,8 @@ def between(call: Call) -> Any:
     """
     if (weight := _scaled_weight(call)) is not None:
         return weight
-    operands = [call.labels(value) for value in call.tensors()]
+    activations = [value for value in call.tensors() if isinstance(value, Tensor) and not call.is_table(value)]
+    operands = [_placed(call, call.labels(value), activations) for value in call.tensors()]
     shape = call.shape
     busy = [any(_varies_in(o, axis, len(shape)) for o in operands) for axis in range(len(shape))]
     carriers = [o for o in operands if not _is_broadcast(o, shape, busy)]
@@ -206,6 +207,16 @@ def between(call: Call) -> Any:
     if not carriers:
         return call.pinned(BROADCAST)
     return tie_all(call, [carrier.expand(shape) for carrier in carriers])
+
+
+def _placed(call: Call, labels: Tensor, activations: list[Tensor]) -> Tensor:
+    """An activation says where the channels of a table lie that it meets (a constant image times a style)."""
+    for other in activations if len(varying_axes(labels)) > 1 and call.is_table(labels) else ():
+        along = varying_axes(other)
+        axis = along[0] - other.ndim if len(along) == 1 else 0
+        if axis and -axis <= labels.ndim and labels.shape[axis] == other.shape[axis]:
+            return call.settled(labels, axis)
+    return labels
 
 
 def _scaled_weight(call: Call) -> TensorRef | None:

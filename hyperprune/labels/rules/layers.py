@@ -164,6 +164,7 @@ def _norm_over_last_axis(call: Call, kind: NormKind = "layer") -> Any:
     x = call.labels(call.arg("input"))
     if len(call.arg("normalized_shape")) > 1:
         return call.give_up(MIXED_NORM)
+    x = call.settled(x, -1)
     call.sized(extent(x, x.ndim - 1))
     return _mixing_norm(call, x, x.ndim - 1, kind=kind)
 

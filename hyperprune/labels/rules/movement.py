@@ -83,10 +83,15 @@ def expand(call: Call) -> Any:
 
 @rule("cat", "concatenate", "concat")
 def cat(call: Call) -> Any:
-    """Concatenation along channels puts labels side by side; along other axes it ties them."""
+    """Concatenation along channels puts labels side by side; along other axes it ties them.
+
+    Of tables alone, nobody knows yet where their channels lie.
+    """
     tensors = [call.labels(t) for t in call.arg("tensors") if prod(t.shape)]
     axis = call.arg("dim", 0) % tensors[0].ndim
     others = [at for at in range(tensors[0].ndim) if at != axis]
+    if all(call.is_table(t) for t in tensors):
+        return compact(torch.cat(tensors, dim=axis))
     if any(varies(t, at) for t in tensors for at in others):
         ends = [call.together(t, axis, reason=SIZE_IN_FORWARD) for t in tensors if not call.is_elastic(t)]
         for other in ends[1:]:
