@@ -734,3 +734,19 @@ def test_a_buffer_that_only_training_touches_is_slim_too() -> None:
     assert slim.average.numel() == slim.first.out_channels < 8
     slim.train()(torch.randn(IMAGE))
     assert bool(slim.average.any())
+
+
+def test_an_axis_that_squeeze_would_take_for_none_keeps_two_channels():
+    class Squeezes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x).relu()).mean((2, 3), keepdim=True).squeeze())
+
+    x = torch.randn(2, 3, 9, 9)
+    hyper = hyperize(Squeezes().eval(), x)
+    assert [(group.name, group.least) for group in hyper.coupling.groups] == [("first", 1), ("second", 2)]
+    hyper.bank.keep_(torch.tensor([unit in (0, 8, 9) for unit in range(hyper.coupling.units)]))
+    assert export_with_proof(hyper)[0](x).shape == (2, 2)

@@ -330,9 +330,13 @@ def _groups(members: Mapping[Homes, list[int]], axes: list[_Axis], ties: Mapping
 
 
 def _single_rows(ledger: Ledger, units: np.ndarray) -> list[np.ndarray]:
-    """Return the units that each standardised weight of 1 x 1 reads: torch refuses to standardise a single number."""
+    """Return the units of each axis that must not shrink to a single channel.
+
+    That is what each standardised weight of 1 x 1 reads, for torch refuses to standardise a single number, and what
+    rules found.
+    """
     pointwise = [name for name in ledger.standardised if prod(ledger.tensors[name].shape[2:]) == 1]
-    rows = [units[ledger.axes[name, 1].numpy()] for name in pointwise]
+    rows = [units[labels.numpy()] for labels in (*(ledger.axes[name, 1] for name in pointwise), *ledger.paired)]
     return [row for row in rows if (row == STAYS).sum() < 2]
 
 

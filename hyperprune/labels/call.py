@@ -224,6 +224,10 @@ class Call:
         """Note that this operation refuses to run without any channel: some of these stay."""
         self._ledger.inhabited.append(thin(labels).reshape(-1))
 
+    def paired(self, labels: Tensor) -> None:
+        """Note that this operation takes a single channel for none: two of these stay."""
+        self._ledger.paired.append(labels)
+
     def owns(self, value: Any) -> TypeGuard[TensorRef]:
         """Say whether a value is a parameter or buffer of the very layer whose ``forward`` makes this call."""
         return isinstance(value, TensorRef) and value.name.rpartition(".")[0] == self.origin.module

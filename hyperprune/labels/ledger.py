@@ -162,6 +162,7 @@ class Ledger:
         reads: the axes along which a weight reads channels, where a gate of zero removes them exactly.
         standardised: weights whose rows are to be standardised over the living inputs while searching.
         inhabited: values that may not lose their last channel, because an operation refuses to run without any.
+        paired: channels of which two must stay, because an operation takes a single one for none.
         constants: pinned labels of values that depend on nothing.
         inputs: pinned labels of the model's inputs.
         positions: how many output positions each weight is applied to (MACs = positions x elements); of a weight whose
@@ -177,6 +178,7 @@ class Ledger:
     norms: list[NormCall] = field(default_factory=list)
     products: list[ProductCall] = field(default_factory=list)
     inhabited: list[Tensor] = field(default_factory=list)
+    paired: list[Tensor] = field(default_factory=list)
     tensors: dict[str, TensorRef] = field(default_factory=dict)
     axes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     elements: dict[str, Tensor] = field(default_factory=dict)

@@ -26,7 +26,6 @@ SAME = [
     "swapaxes",
     "swapdims",
     "unsqueeze",
-    "squeeze",
     "flip",
     "rot90",
     "repeat_interleave",
@@ -40,6 +39,15 @@ SAME = [
 @rule(*SAME)
 def moved(call: Call) -> Any:
     """Run the operation itself on the labels."""
+    return compact(_run(call))
+
+
+@rule("squeeze")
+def squeezed(call: Call) -> Any:
+    """As data movement; where no axis is named, an axis with a single channel left would vanish."""
+    x = call.labels(call.arg("self"))
+    for axis in varying_axes(x) if "dim" not in call.arguments else ():
+        call.paired(extent(x, axis)[:, 0])
     return compact(_run(call))
 
 
