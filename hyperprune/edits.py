@@ -18,8 +18,8 @@ from hyperprune.trace import ExampleInputs, random_state_kept
 def edited(model: nn.Module, inputs: ExampleInputs) -> frozenset[str]:
     """Return the names of the parameters that forward() writes to in train mode, each time it runs.
 
-    A copy runs twice: what a layer sets from its first data alone (activation norm) does not count. Nothing runs
-    where no code but torch's own asks for the mode.
+    A copy runs, and once more if it wrote: what a layer sets from its first data alone (activation norm) does not
+    count. Nothing runs where no code but torch's own asks for the mode.
 
     Example:
         >>> class Clipped(nn.Linear):
@@ -43,11 +43,15 @@ def edited(model: nn.Module, inputs: ExampleInputs) -> frozenset[str]:
 
 def _edited(model: nn.Module, inputs: ExampleInputs) -> frozenset[str]:
     with random_state_kept(model), torch.no_grad():
+        return _written(model, inputs) and _written(model, inputs)
+
+
+def _written(model: nn.Module, inputs: ExampleInputs) -> frozenset[str]:
+    """Run once, and return the names of the parameters that were written to or replaced."""
+    before = dict(model.named_parameters())
+    places = {name: parameter.data_ptr() for name, parameter in before.items()}
+    with _Writes(before) as writes:
         inputs.copied().call(model)
-        before = dict(model.named_parameters())
-        places = {name: parameter.data_ptr() for name, parameter in before.items()}
-        with _Writes(before) as writes:
-            inputs.copied().call(model)
     after = dict(model.named_parameters())
     moved = {name for name in before if after.get(name) is not before[name] or after[name].data_ptr() != places[name]}
     return frozenset(writes.found | moved)
