@@ -26,7 +26,16 @@ from hyperprune.labels import Attention, flow, norms_in_groups
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
-from hyperprune.rehearsal import Choices, Couple, after_fault, rehearse, undecided, with_spared, without_guilty
+from hyperprune.rehearsal import (
+    Choices,
+    Couple,
+    after_fault,
+    rehearse,
+    undecided,
+    whatever_is_read,
+    with_spared,
+    without_guilty,
+)
 from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
 from hyperprune.trace import ExampleInputs, drop_caches_, trace
@@ -210,7 +219,8 @@ def _offered(
             if tried is None:
                 return coupling
         else:
-            tried = after_fault(choices, coupling, base, outcome)
+            tried = whatever_is_read(choices, base, coupling, inputs, outcome, couple)
+            tried = after_fault(choices, coupling, base, outcome) if tried is None else tried
             tried = without_guilty(choices, base, coupling, inputs, outcome) if tried is None else tried
         choices, coupling = tried, couple(tried)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import chain, product
 from types import TracebackType
 from typing import Any
 
@@ -290,6 +290,26 @@ def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault
     if fault.inexact and (unfrozen := [made.node for made in coupling.products]):
         return choices.read(dict.fromkeys(unfrozen, LAST_RESORT))
     return None
+
+
+def whatever_is_read(
+    choices: Choices, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, fault: Fault, couple: Couple
+) -> Choices | None:
+    """Return the choices without the groups that are to blame even with nothing ambiguous left to read.
+
+    A number from a width beside attention would else cost every reading of the attention before its own groups are
+    asked. None if exports hold once every ambiguous call keeps its channels: then one of these is to blame.
+    """
+    modules = _modules(model)
+    calls = [*_suspects(coupling, modules), *chain(*_kinds_of_products(coupling, modules).values())]
+    if not fault.inexact or not calls:
+        return None
+    settled = choices.read(dict.fromkeys(calls, LAST_RESORT))
+    rest = couple(settled)
+    outcome = rehearse(model, rest, inputs) if rest.groups else None
+    if not isinstance(outcome, Fault) or not outcome.inexact:
+        return None
+    return replace(choices, held=without_guilty(settled, model, rest, inputs, outcome).held)
 
 
 def without_guilty(

@@ -750,3 +750,24 @@ def test_an_axis_that_squeeze_would_take_for_none_keeps_two_channels():
     assert [(group.name, group.least) for group in hyper.coupling.groups] == [("first", 1), ("second", 2)]
     hyper.bank.keep_(torch.tensor([unit in (0, 8, 9) for unit in range(hyper.coupling.units)]))
     assert export_with_proof(hyper)[0](x).shape == (2, 2)
+
+
+def test_a_number_from_a_width_costs_its_own_channels_and_not_the_attention_beside_it():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.joint, self.back = nn.Linear(5, 24), nn.Linear(24, 72), nn.Linear(24, 24)
+            self.up, self.down, self.head, self.heads = nn.Linear(24, 40), nn.Linear(40, 24), nn.Linear(24, 3), 4
+
+        def forward(self, x):
+            x = self.stem(x)
+            batch, tokens, _ = x.shape
+            q, k, v = self.joint(x).reshape(batch, tokens, 3, self.heads, 6).permute(2, 0, 3, 1, 4)
+            mixed = (q @ k.transpose(-2, -1) * 6**-0.5).softmax(-1) @ v
+            x = x + self.back(mixed.transpose(1, 2).reshape(batch, tokens, self.heads * 6))
+            hidden = self.up(x).relu()
+            return self.head(x + self.down(hidden / hidden.shape[-1] ** 0.5))
+
+    hyper = hyperize(Block().eval(), torch.randn(2, 7, 5))
+    assert sorted((group.name, group.size) for group in hyper.coupling.groups) == [("joint", 4), ("stem", 24)]
+    assert {stays.layer: stays.reason for stays in hyper.coupling.frozen}["up"] == INEXACT

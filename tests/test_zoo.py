@@ -46,6 +46,7 @@ ZOO = [
     timm("ghostnet_100"),
     timm("repvgg_a0"),
 ]
+SLOW_AS_DHP = {"resnet50", "densenet121", "googlenet", "resnext50_32x4d", "efficientnet_b0", "regnet_y_400mf"}
 LARGE = [  # the table of docs/zoo.md has these and 320 more
     torchvision("vgg11_bn", size=32),
     torchvision("mnasnet1_0"),
@@ -56,6 +57,10 @@ LARGE = [  # the table of docs/zoo.md has these and 320 more
 PARAMS = [
     *(pytest.param(entry, id=entry[0]) for entry in ZOO),
     *(pytest.param(entry, id=entry[0], marks=pytest.mark.nightly) for entry in LARGE),
+]
+AS_DHP = [
+    *(pytest.param(e, id=e[0], marks=[pytest.mark.nightly] * (e[0] in SLOW_AS_DHP)) for e in ZOO),
+    *PARAMS[len(ZOO) :],
 ]
 
 
@@ -102,6 +107,7 @@ def test_lean_is_bit_exact_in_eval_and_in_train_mode(animal: Animal) -> None:
     assert_bit_exact(animal, animal.hyper)
 
 
+@pytest.mark.parametrize("animal", AS_DHP, indirect=True)
 def test_dhp_is_bit_exact_in_eval_and_in_train_mode(animal: Animal) -> None:
     assert_bit_exact(animal, hyperize(animal.model, animal.x[:1], generator=DHP(embedding=2)))
 
