@@ -22,7 +22,8 @@ def select_layers(model: nn.Module, patterns: Iterable[Pattern], what: str) -> f
         what: the argument's name, for the error.
 
     Raises:
-        ModelError: a pattern is of another type, or matches nothing (a typing error, most likely).
+        ModelError: a pattern is of another type, or matches nothing (a typing error, most likely), or nothing that
+            makes channels.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -36,6 +37,7 @@ def select_layers(model: nn.Module, patterns: Iterable[Pattern], what: str) -> f
         hits = [path for path, module in modules.items() if path and _matches(pattern, path, module, what)]
         if not hits:
             raise ModelError(f"{what}: nothing matches {pattern!r}.{_nearest(pattern, modules)}")
+        _require_weights(pattern, [modules[hit] for hit in hits], hits[0], what)
         chosen.update(path for path in modules if any(path == hit or path.startswith(f"{hit}.") for hit in hits))
     return frozenset(chosen)
 
@@ -48,6 +50,15 @@ def _matches(pattern: Any, path: str, module: nn.Module, what: str) -> bool:
     if callable(pattern):
         return bool(pattern(path, module))
     raise ModelError(f"{what}: a name, a glob, a module class or a function is needed, not {pattern!r}.")
+
+
+def _require_weights(pattern: object, hits: list[nn.Module], first: str, what: str) -> None:
+    tensors = (tensor for module in hits for tensor in (*module.parameters(), *module.buffers()))
+    if all(tensor.ndim < 2 for tensor in tensors):
+        raise ModelError(
+            f"{what}: {pattern!r} matches only layers that make no channels, such as {first!r} "
+            f"({type(hits[0]).__name__}). Name the convolution or linear layer before them: the channels are its own."
+        )
 
 
 def _nearest(pattern: object, modules: Iterable[str]) -> str:

@@ -49,3 +49,11 @@ def test_a_pattern_that_matches_nothing_is_an_error_with_the_nearest_name():
 def test_a_pattern_of_another_type_is_an_error():
     with pytest.raises(ModelError, match="a name, a glob"):
         hyperize(chain(), torch.randn(1, 4), keep=[3])
+
+
+@pytest.mark.parametrize("pattern", ["1", nn.BatchNorm1d, lambda name, module: name == "1"])
+def test_a_pattern_that_matches_norms_alone_says_whose_the_channels_are(pattern):
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    with pytest.raises(ModelError, match="Name the convolution"):
+        hyperize(model, torch.randn(3, 4), keep=[pattern])
+    assert hyperize(model, torch.randn(3, 4), keep=["[2]"]).coupling.units == 6
