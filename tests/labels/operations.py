@@ -1062,6 +1062,28 @@ PRODUCTS = [
         {"q": "abcdef", "k": "abcdef", "v": "ghijkl"},
         TOKENS,
     ),
+    Row(
+        "einsum of an activation and a bare parameter is a layer",
+        lambda: {"a": nn.Linear(3, 4), "up": table(4, 5), "down": table(6, 5), "out": nn.Linear(6, 2)},
+        lambda net, x: net.out(
+            torch.einsum("oc,bnc->bno", net.down, torch.einsum("bnc,cd->bnd", net.a(x), net.up).relu()).relu()
+        ),
+        {"a": "abcd", "up": "efghi", "down": "jklmno"},
+        TOKENS,
+    ),
+    Row(
+        "unpooling by the places of a pool shares the pool's channels",
+        one(),
+        through(lambda a: F.max_unpool2d(*F.max_pool2d(a, 2, return_indices=True), 2)),
+        APART,
+    ),
+    Row(
+        "unpooling in space shares the pool's channels",
+        lambda: {"a": nn.Conv3d(3, 4, 1), "out": nn.Conv3d(4, 2, 1)},
+        through(lambda a: F.max_unpool3d(*F.max_pool3d(a, 2, return_indices=True), 2)),
+        APART,
+        VOLUME,
+    ),
     Row("any other einsum keeps all", one(), through(lambda a: torch.einsum("nchw,ndhw->nchw", a, a)), NOTHING),
     Row(
         "a product of matrices in a batch reads channels together",

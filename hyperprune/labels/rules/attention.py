@@ -72,12 +72,15 @@ def product(call: Call) -> Any:
 
 @rule("einsum")
 def einsum(call: Call) -> Any:
-    """A product of two operands that keeps heads apart: an axis that both have, and the result too."""
-    equation, operands = str(call.arg("equation")).replace(" ", ""), [call.labels(o) for o in call.arg("tensors")]
+    """A linear layer, or a product of two operands that keeps heads apart: an axis that both have, and the result."""
+    equation = str(call.arg("equation")).replace(" ", "")
     terms, _, result = equation.partition("->")
     names = terms.split(",")
-    if "." in equation or not result or len(operands) != 2:
+    if "." in equation or not result or len(names) != 2:
         return call.give_up(PRODUCT)
+    if (made := _linear_by_letters(call, names, result)) is not None:
+        return made
+    operands = [call.labels(o) for o in call.arg("tensors")]
     shared = [letter for letter in result if all(letter in name for name in names)]
     busy = [
         letter
@@ -109,6 +112,24 @@ def _linear(call: Call, left: Any, weight: TensorRef) -> Tensor:
     call.applied(weight, prod(call.shape) // weight.shape[1])
     call.tie(call.reads(weight, 0), call.channels(left, -1))
     return call.along(call.writes(weight, 1), -1)
+
+
+def _linear_by_letters(call: Call, names: list[str], result: str) -> Tensor | None:
+    """Sum one axis of an activation with one of a bare parameter, whose other axis is new: ``"bnc,cd->bnd"``."""
+    (x, weight), (name, letters) = call.arg("tensors"), names
+    if isinstance(x, TensorRef):
+        x, weight, name, letters = weight, x, letters, name
+    summed = [letter for letter in letters if letter in name and letter not in result]
+    made = [letter for letter in letters if letter in result and letter not in name]
+    rest = [letter for letter in name if letter not in summed]
+    if not isinstance(weight, TensorRef) or not weight.is_parameter or isinstance(x, TensorRef):
+        return None
+    if len(letters) != 2 or len(summed) != 1 or len(made) != 1 or rest != [at for at in result if at not in made]:
+        return None
+    reads, writes = letters.index(summed[0]), letters.index(made[0])
+    call.applied(weight, prod(call.shape) // weight.shape[writes])
+    call.tie(call.reads(weight, reads), call.channels(x, name.index(summed[0])))
+    return call.along(call.writes(weight, writes), result.index(made[0]))
 
 
 def _passes(call: Call, operand: Tensor, axis: int) -> Any:
