@@ -1,9 +1,10 @@
-"""Parameters that forward() itself writes to while the network trains: weights clipped after every step, say."""
+"""Parameters that forward() itself writes to while the network trains: weights clipped in every step, say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from types import CodeType, FunctionType
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,12 +15,15 @@ from torch.utils._pytree import tree_leaves
 from hyperprune.copies import copied
 from hyperprune.trace import ExampleInputs, random_state_kept
 
+RUNS = 3  # the first may set what is set once; of two more, a step in two falls on one
+KNOWN = ("torch.", "torchvision.", "timm.")
+"""Packages whose layers do not write to their parameters in forward(); where there are only these, nothing runs."""
 
-def edited(model: nn.Module, inputs: ExampleInputs) -> frozenset[str]:
-    """Return the names of the parameters that forward() writes to in train mode, each time it runs.
 
-    A copy runs, and once more if it wrote: what a layer sets from its first data alone (activation norm) does not
-    count. Nothing runs where no code but torch's own asks for the mode.
+def edited(model: nn.Module, inputs: ExampleInputs) -> dict[str, frozenset[str]]:
+    """Return the parameters that forward() writes to in train mode, each with those that it mixes into them.
+
+    A copy runs a few times. What a layer sets from its first data alone (activation norm) does not count.
 
     Example:
         >>> class Clipped(nn.Linear):
@@ -27,70 +31,88 @@ def edited(model: nn.Module, inputs: ExampleInputs) -> frozenset[str]:
         ...         if self.training:
         ...             self.weight.data.clamp_(-0.01, 0.01)
         ...         return super().forward(x)
-        >>> sorted(edited(nn.Sequential(Clipped(2, 2), nn.Linear(2, 2)), ExampleInputs.of(torch.ones(4, 2))))
-        ['0.weight']
+        >>> edited(nn.Sequential(Clipped(2, 2), nn.Linear(2, 2)), ExampleInputs.of(torch.ones(4, 2)))
+        {'0.weight': frozenset()}
     """
-    if not any(_asks_for_mode(type(module)) for module in model.modules()):
-        return frozenset()
+    if all(type(part).__module__.startswith(KNOWN) and not _has_hooks(part) for part in model.modules()):
+        return {}
+    found: dict[str, frozenset[str]] = {}
     doubled = inputs.map(lambda t: torch.cat([t, t]) if t.ndim else t)
     for attempt in (inputs, doubled):  # batch norm may insist on two examples
-        try:
-            return _edited(copied(model).train(), attempt)
-        except Exception:  # whatever the user's forward raises on few examples in train mode
-            continue
-    return frozenset()
+        copy = copied(model).train()
+        with random_state_kept(model), torch.enable_grad():
+            runs = [_run(copy, attempt) for _ in range(RUNS)]
+        found |= {name: others for writes, _ in runs[1:] for name, others in writes.items()}
+        if all(whole for _, whole in runs):
+            break
+    return found
 
 
-def _edited(model: nn.Module, inputs: ExampleInputs) -> frozenset[str]:
-    with random_state_kept(model), torch.no_grad():
-        return _written(model, inputs) and _written(model, inputs)
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
-def _written(model: nn.Module, inputs: ExampleInputs) -> frozenset[str]:
-    """Run once, and return the names of the parameters that were written to or replaced."""
+def _run(model: nn.Module, inputs: ExampleInputs) -> tuple[dict[str, frozenset[str]], bool]:
+    """Run once; return the parameters that were written to or replaced, and whether the run came to its end."""
+    whole = False
     before = dict(model.named_parameters())
     places = {name: parameter.data_ptr() for name, parameter in before.items()}
-    with _Writes(before) as writes:
+    with _Writes(before) as writes, suppress(Exception):  # whatever the user's forward raises in train mode
         inputs.copied().call(model)
-    after = dict(model.named_parameters())
-    moved = {name for name in before if after.get(name) is not before[name] or after[name].data_ptr() != places[name]}
-    return frozenset(writes.found | moved)
+        whole = True
+    for name, parameter in model.named_parameters():
+        if name in before and (parameter is not before[name] or parameter.data_ptr() != places[name]):
+            writes.note(name, [parameter])
+    return {name: frozenset(others - {name}) for name, others in writes.found.items()}, whole
 
 
 class _Writes(TorchDispatchMode):
-    """Notes which parameters calls write to, through ``.data`` and views as well.
+    """Notes which parameters calls write to, through ``.data`` and views as well, and what they mix into them.
+
+    A parameter is mixed in if it has been worked into a tensor of its own shape: ``0.9 * slow + 0.1 * fast``.
 
     Attributes:
-        found: their names.
+        found: their names, each with the names of what is mixed in.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found: set[str] = set()
+        self.found: dict[str, set[str]] = defaultdict(set)
         self._names = {_storage(parameter): name for name, parameter in parameters.items()}
+        self._worked: dict[int, set[str]] = {}
+        self._alive: list[Tensor] = []  # or another tensor could get the place of one that is noted
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
         schema = func._schema
-        if schema.is_mutable:
-            given = {**dict(zip((a.name for a in schema.arguments), args, strict=False)), **(kwargs or {})}
-            written = [given.get(a.name) for a in schema.arguments if a.alias_info and a.alias_info.is_write]
-            places = {_storage(tensor) for tensor in tree_leaves(written) if isinstance(tensor, Tensor)}
-            self.found |= {name for place, name in self._names.items() if place in places}
-        return func(*args, **(kwargs or {}))
+        given = {**dict(zip((a.name for a in schema.arguments), args, strict=False)), **(kwargs or {})}
+        changed = _tensors([given.get(a.name) for a in schema.arguments if a.alias_info and a.alias_info.is_write])
+        for tensor in changed:
+            if name := self._names.get(_storage(tensor)):
+                self.note(name, _tensors(given))
+        self._work(_tensors(given), _tensors(result))
+        return result
+
+    def note(self, name: str, sources: list[Tensor]) -> None:
+        """Note that a parameter now has what these tensors held."""
+        self.found[name] |= {origin for tensor in sources for origin in self._origins(tensor)}
+
+    def _origins(self, tensor: Tensor) -> set[str]:
+        place = _storage(tensor)
+        return {self._names[place]} if place in self._names else self._worked.get(place, set())
+
+    def _work(self, sources: list[Tensor], results: list[Tensor]) -> None:
+        for result in results:
+            alike = [source for source in sources if source.shape == result.shape]
+            origins = {origin for source in alike for origin in self._origins(source)}
+            if origins and _storage(result) not in self._names:
+                self._worked.setdefault(_storage(result), set()).update(origins)
+                self._alive.append(result)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _asks_for_mode(kind: type[nn.Module]) -> bool:
-    own = (base for base in kind.__mro__ if not base.__module__.startswith("torch."))
-    return any("training" in names for base in own for names in _names_read(base))
-
-
-def _names_read(kind: type) -> Iterator[tuple[str, ...]]:
-    codes = [value.__code__ for value in vars(kind).values() if isinstance(value, FunctionType)]
-    while codes:
-        code = codes.pop()
-        yield code.co_names
-        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]

@@ -7,6 +7,7 @@ follows the path the example inputs take, so Python control flow is no obstacle.
 from __future__ import annotations
 
 import dataclasses
+import random
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from traceback import extract_tb, format_tb
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.fx
 from torch import nn
@@ -186,10 +188,15 @@ def drop_caches_(model: nn.Module) -> None:
 
 @contextmanager
 def random_state_kept(model: nn.Module) -> Iterator[None]:
-    """Give the global random generators, those of the model's devices included, their states back afterwards."""
+    """Give the global random generators their states back afterwards: Python's, numpy's, torch's on every device."""
     tensors = [*model.parameters(), *model.buffers()]
+    pythons, numpys = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})):
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(pythons)
+            np.random.set_state(numpys)
 
 
 @contextmanager

@@ -736,14 +736,16 @@ def test_a_buffer_that_only_training_touches_is_slim_too() -> None:
     assert bool(slim.average.any())
 
 
-def test_an_axis_that_squeeze_would_take_for_none_keeps_two_channels():
+@pytest.mark.parametrize("squeeze", [torch.squeeze, lambda x: x.squeeze(1), lambda x: x.squeeze((1, 2, 3))])
+def test_an_axis_that_squeeze_would_take_for_none_keeps_two_channels(squeeze):
     class Squeezes(nn.Module):
         def __init__(self):
             super().__init__()
             self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 2)
 
         def forward(self, x):
-            return self.head(self.second(self.first(x).relu()).mean((2, 3), keepdim=True).squeeze())
+            x = squeeze(self.second(self.first(x).relu()).mean((2, 3), keepdim=True))
+            return self.head(x.flatten(1))
 
     x = torch.randn(2, 3, 9, 9)
     hyper = hyperize(Squeezes().eval(), x)

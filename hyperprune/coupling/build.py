@@ -53,7 +53,7 @@ def build(
     kept: frozenset[str] = frozenset(),
     heirs: Iterable[Heir] = (),
     held: Iterable[Held] = (),
-    edited: Iterable[str] = (),
+    edited: Mapping[str, Iterable[str]] | None = None,
 ) -> CouplingMap:
     """Solve the ledger's ties and lay out units, groups and sites.
 
@@ -67,13 +67,12 @@ def build(
         kept: modules whose output channels the user keeps.
         heirs: modules that take over the sizes on one line of the module around them, with that line.
         held: positions along an axis of a tensor whose channels stay.
-        edited: parameters that forward() itself writes to while the network trains.
+        edited: parameters that forward() itself writes to while the network trains, with what it mixes into them.
     """
     _freeze_shared(ledger, model)
     _freeze_closed(ledger, closed)
     _freeze_held(ledger, held)
-    for name in edited:
-        _hold(ledger, name, EDITED)
+    _freeze_edited(ledger, edited or {})
     _freeze_kept(ledger, kept)
     _freeze_mixed_use(ledger)
     roots = _solve(ledger)
@@ -176,6 +175,15 @@ def _freeze_held(ledger: Ledger, held: Iterable[Held]) -> None:
         if (tensor, axis) in ledger.axes:
             labels = ledger.axes[tensor, axis][list(positions)]
             ledger.freezes.append(Freeze(labels, INEXACT, Origin("", tensor.rpartition(".")[0], "")))
+
+
+def _freeze_edited(ledger: Ledger, edited: Mapping[str, Iterable[str]]) -> None:
+    """A generated weight would not take what forward() writes; two tensors that it mixes must keep one shape."""
+    products = (tensor for call in ledger.products for tensor in (call.weight, call.bias) if tensor is not None)
+    generated = {name for name, _ in ledger.reads} | {tensor.name for tensor in products}
+    for name, others in edited.items():
+        for held in (name, *others) if others or name in generated else ():
+            _hold(ledger, held, EDITED)
 
 
 def _hold(ledger: Ledger, tensor: str, reason: str, origin: Origin = _NOWHERE) -> None:

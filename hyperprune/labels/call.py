@@ -209,7 +209,7 @@ class Call:
         if not isinstance(node, torch.fx.Node) or not layer:
             return None
         value = self._values.get(node) if sum(owner(user) == layer for user in node.users) == 1 else None
-        return value if isinstance(value, Tensor) else None
+        return self.labels(value) if isinstance(value, (Tensor, TensorRef)) else None
 
     def arriving(self) -> list[Tensor]:
         """Return the labels of the tensors that enter the module whose ``forward`` makes this call."""

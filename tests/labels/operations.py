@@ -68,6 +68,10 @@ def conv(i: int, o: int, k: int = 1, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(i, o, k, **options)
 
 
+def _gathered(x: Tensor, places: Tensor) -> Tensor:
+    return torch.gather(x, 1, places.unsqueeze(-1).repeat(1, 1, x.shape[-1]))
+
+
 def table(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape))
 
@@ -431,6 +435,65 @@ ELEMENTWISE = [
         lambda: {"a": conv(3, 4), "map": table(1, 4, 9, 9), "out": conv(4, 2)},
         lambda net, x: net.out(net.a(x) + net.map[:, :, : x.shape[2], : x.shape[3]]),
         {"a": "abcd", "map": "abcd"},
+    ),
+    Row(
+        "numbers for each token of a table leave its channels alone",
+        lambda: {"f": nn.Linear(3, 6), "tokens": table(6, 4), "out": nn.Linear(4, 2)},
+        lambda net, x: net.out((net.f(x).relu()[..., None] * net.tokens).sum(-2)),
+        {"tokens": "abcd"},
+        TOKENS,
+    ),
+    Row(
+        "positions by row and by column, added up, share the channels of the image",
+        lambda: {"a": conv(3, 4), "rows": table(4, 4), "columns": table(6, 4), "out": nn.Linear(4, 2)},
+        lambda net, x: net.out(net.a(x).permute(0, 2, 3, 1) + (net.rows[:, None] + net.columns[None])),
+        {"a": "abcd", "rows": "abcd", "columns": "abcd"},
+    ),
+    Row(
+        "a learned map beside channels is sliced along its own",
+        lambda: {"a": conv(3, 4), "map": table(1, 3, 4, 6), "out": conv(7, 2)},
+        lambda net, x: net.out(torch.cat([net.a(x), net.map.expand(len(x), -1, -1, -1)], 1)),
+        {"a": "abcd", "map": "efg"},
+    ),
+    Row(
+        "a norm of its own over a table of tokens shares its channels",
+        lambda: {"tokens": table(5, 4), "norm": nn.LayerNorm(4), "a": nn.Linear(3, 4), "out": nn.Linear(4, 2)},
+        lambda net, x: net.out(net.norm(net.tokens) + net.norm(net.tokens.expand(2, -1, -1)) + net.a(x)),
+        {"tokens": "abcd", "a": "abcd"},
+        TOKENS,
+    ),
+    Row(
+        "tokens gathered by computed places keep their channels apart (MAE)",
+        lambda: {"a": nn.Linear(3, 4), "out": nn.Linear(4, 2)},
+        lambda net, x: net.out(_gathered(net.a(x), x.sum(-1).argsort(1)[:, :3])),
+        APART,
+        TOKENS,
+    ),
+    Row(
+        "channels gathered by numbers stay",
+        lambda: {"a": nn.Linear(3, 4), "out": nn.Linear(2, 2)},
+        lambda net, x: net.out(net.a(x).gather(-1, torch.tensor([2, 0]).expand(2, 5, 2))),
+        NOTHING,
+        TOKENS,
+    ),
+    Row(
+        "channels gathered at computed places stay",
+        one(),
+        through(lambda a: torch.gather(a, 1, torch.zeros_like(a, dtype=torch.long))),
+        NOTHING,
+    ),
+    Row(
+        "one token of each example is picked by several indices (CLIP)",
+        lambda: {"a": nn.Linear(3, 4), "project": table(4, 5), "out": nn.Linear(5, 2)},
+        lambda net, x: net.out(net.a(x)[torch.arange(2), x.sum(-1).argmax(-1)] @ net.project),
+        {"a": "abcd", "project": "efghi"},
+        TOKENS,
+    ),
+    Row(
+        "indices with an axis between them put theirs first",
+        lambda: {"a": conv(3, 4), "out": nn.Linear(4, 2)},
+        lambda net, x: net.out(net.a(x)[torch.tensor([0, 1, 0]), :, torch.tensor([1, 3, 2])].transpose(1, 2)),
+        APART,
     ),
     Row(
         "a table read along both of its axes stays",
@@ -1178,12 +1241,6 @@ STANDARDISED = [
 
 UNKNOWN = [
     Row("a Fourier transform", one(), through(lambda a: torch.fft.fft2(a).real), NOTHING),
-    Row(
-        "gathering at computed places",
-        one(),
-        through(lambda a: torch.gather(a, 1, torch.zeros_like(a, dtype=torch.long))),
-        NOTHING,
-    ),
 ]
 
 TABLE = [

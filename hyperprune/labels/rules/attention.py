@@ -169,20 +169,20 @@ def _tie_heads(call: Call, operands: list[Tensor], axes: list[int]) -> Tensor:
 
 @rule("index")
 def index(call: Call) -> Any:
-    """Looking rows of a table up by constant indices: the rows' channels are the table's columns."""
+    """Looking rows of a table up by indices: the rows' channels are the table's columns."""
     table, indices = call.arg("self"), call.arg("indices")
     chosen = [at for at, tensor in enumerate(indices) if tensor is not None]
     labels = call.labels(table)
-    if len(chosen) != 1:
-        return call.give_up(PRODUCT) if varying_axes(labels) else labels.reshape(-1)[:1].expand(call.shape)
-    axis = chosen[0]
-    if varies(labels, axis):
-        if not isinstance(table, TensorRef):
-            return call.give_up(PRODUCT)
-        call.tie(labels.narrow(axis, 0, 1).expand(labels.shape), labels)
-    row = labels.select(axis, 0)
-    places = len(call.shape) - row.ndim
-    return row.reshape(*row.shape[:axis], *[1] * places, *row.shape[axis:]).expand(call.shape)
+    busy = [axis for axis in chosen if varies(labels, axis)]
+    if busy and (len(chosen) > 1 or not isinstance(table, TensorRef)):
+        return call.give_up(PRODUCT)
+    if busy:
+        call.tie(labels.narrow(busy[0], 0, 1).expand(labels.shape), labels)
+    for axis in reversed(chosen):
+        labels = labels.select(axis, 0)
+    first = chosen[0] if chosen == list(range(chosen[0], chosen[0] + len(chosen))) else 0
+    places = len(call.shape) - labels.ndim
+    return labels.reshape(*labels.shape[:first], *[1] * places, *labels.shape[first:]).expand(call.shape)
 
 
 @rule("embedding")

@@ -196,8 +196,7 @@ def between(call: Call) -> Any:
     """
     if (weight := _scaled_weight(call)) is not None:
         return weight
-    activations = [value for value in call.tensors() if isinstance(value, Tensor) and not call.is_table(value)]
-    operands = [_placed(call, call.labels(value), activations) for value in call.tensors()]
+    operands = _placed(call, [call.labels(value) for value in call.tensors()])
     shape = call.shape
     busy = [any(_varies_in(o, axis, len(shape)) for o in operands) for axis in range(len(shape))]
     carriers = [o for o in operands if not _is_broadcast(o, shape, busy)]
@@ -209,14 +208,22 @@ def between(call: Call) -> Any:
     return tie_all(call, [carrier.expand(shape) for carrier in carriers])
 
 
-def _placed(call: Call, labels: Tensor, activations: list[Tensor]) -> Tensor:
-    """An activation says where the channels of a table lie that it meets (a constant image times a style)."""
-    for other in activations if len(varying_axes(labels)) > 1 and call.is_table(labels) else ():
-        along = varying_axes(other)
-        axis = along[0] - other.ndim if len(along) == 1 else 0
-        if axis and -axis <= labels.ndim and labels.shape[axis] == other.shape[axis]:
-            return call.settled(labels, axis)
-    return labels
+def _placed(call: Call, operands: list[Tensor]) -> list[Tensor]:
+    """Say where the channels of tables lie: where those of an activation do that they meet, or those of each other.
+
+    Those of an activation lie along the last axis, or along the second one of an image (a constant image times a
+    style). Elsewhere it has a number for each token.
+    """
+    rank = len(call.shape)
+    tables = [o for o in operands if len(varying_axes(o)) > 1 and call.is_table(o)]
+    others = [o for o in operands if varying_axes(o) and not call.is_table(o)]
+    along = [{axis - o.ndim for axis in varying_axes(o)} for o in others or tables]
+    found = set.union(*along) if others else set.intersection(*along) if along[1:] != along[:-1] else set()
+    if len(found) != 1 or not found <= ({-1, 1 - rank} if rank > 3 else {-1}):
+        return operands
+    (axis,) = found
+    settled = {id(o): call.settled(o, axis) for o in tables if _varies_in(o, rank + axis, rank)}
+    return [settled.get(id(o), o) for o in operands]
 
 
 def _scaled_weight(call: Call) -> TensorRef | None:

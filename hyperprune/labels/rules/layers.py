@@ -201,6 +201,8 @@ def _mixing_norm(
         return _inside_heads(call, x, axis)
     channels = call.channels(x, axis)
     entering = call.entering()
+    if entering is not None and entering.shape == x.shape and call.is_table(entering):
+        entering = call.settled(entering, axis)
     varying = [] if entering is None else varying_axes(entering)
     if not call.owns(weight) or entering is None or len(varying) != 1:
         return call.give_up(MIXED_NORM)

@@ -44,10 +44,12 @@ def moved(call: Call) -> Any:
 
 @rule("squeeze")
 def squeezed(call: Call) -> Any:
-    """As data movement; where no axis is named, an axis with a single channel left would vanish."""
-    x = call.labels(call.arg("self"))
-    for axis in varying_axes(x) if "dim" not in call.arguments else ():
-        call.paired(extent(x, axis)[:, 0])
+    """As data movement; an axis with a single channel left would vanish, unless others are named."""
+    x, named = call.labels(call.arg("self")), call.arg("dim", range(call.labels(call.arg("self")).ndim))
+    named = [axis % x.ndim for axis in ([named] if isinstance(named, int) else named)]
+    for axis in varying_axes(x):
+        if axis in named:
+            call.paired(extent(x, axis)[:, 0])
     return compact(_run(call))
 
 
@@ -93,13 +95,16 @@ def expand(call: Call) -> Any:
 def cat(call: Call) -> Any:
     """Concatenation along channels puts labels side by side; along other axes it ties them.
 
-    Of tables alone, nobody knows yet where their channels lie.
+    Of tables alone, nobody knows yet where their channels lie; beside others along whose channels they are laid, it is
+    along the same axis.
     """
     tensors = [call.labels(t) for t in call.arg("tensors") if prod(t.shape)]
     axis = call.arg("dim", 0) % tensors[0].ndim
     others = [at for at in range(tensors[0].ndim) if at != axis]
     if all(call.is_table(t) for t in tensors):
         return compact(torch.cat(tensors, dim=axis))
+    if {at for t in tensors if not call.is_table(t) for at in varying_axes(t)} == {axis}:
+        tensors = [call.settled(t, axis) if call.is_table(t) else t for t in tensors]
     if any(varies(t, at) for t in tensors for at in others):
         ends = [call.together(t, axis, reason=SIZE_IN_FORWARD) for t in tensors if not call.is_elastic(t)]
         for other in ends[1:]:
@@ -236,6 +241,21 @@ def picked(call: Call) -> Any:
     if varies(x, axis):
         return call.give_up(SIZE_IN_FORWARD)
     return x.narrow(axis, 0, 1).expand(call.shape)
+
+
+@rule("gather")
+def gathered(call: Call) -> Any:
+    """Picking positions by numbers that are computed, for each channel by itself: other axes keep their sizes."""
+    x, places = call.labels(call.arg("self")), call.labels(call.arg("index"))
+    axis = call.arg("dim", 0) % x.ndim
+    if varies(x, axis) or any(call.shape[at] != x.shape[at] for at in varying_axes(x)):
+        call.freeze(places, SIZE_IN_FORWARD)
+        return call.give_up(SIZE_IN_FORWARD)
+    made = x.narrow(axis, 0, 1).expand([length if at == axis else x.shape[at] for at, length in enumerate(call.shape)])
+    made = made[tuple(slice(0, length) for length in call.shape)]
+    if varying_axes(places):
+        call.tie(made, places)
+    return compact(made)
 
 
 @rule("pixel_shuffle")
