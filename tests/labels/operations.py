@@ -72,6 +72,10 @@ def _gathered(x: Tensor, places: Tensor) -> Tensor:
     return torch.gather(x, 1, places.unsqueeze(-1).repeat(1, 1, x.shape[-1]))
 
 
+def _with_token(token: Tensor, x: Tensor) -> Tensor:
+    return torch.cat([token + torch.zeros(len(x), 1, x.shape[-1], dtype=x.dtype), x], 1)
+
+
 def table(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape))
 
@@ -435,6 +439,21 @@ ELEMENTWISE = [
         lambda: {"a": conv(3, 4), "map": table(1, 4, 9, 9), "out": conv(4, 2)},
         lambda net, x: net.out(net.a(x) + net.map[:, :, : x.shape[2], : x.shape[3]]),
         {"a": "abcd", "map": "abcd"},
+    ),
+    Row(
+        "zeros that repeat a token for every example are no obstacle (CLIP)",
+        lambda: {"token": table(4), "a": nn.Linear(3, 4), "out": nn.Linear(4, 2)},
+        lambda net, x: net.out(_with_token(net.token, net.a(x))),
+        {"a": "abcd", "token": "abcd"},
+        TOKENS,
+    ),
+    Row(
+        "zeros of a fixed width keep what they meet",
+        lambda: {"token": table(4), "a": nn.Linear(3, 4), "out": nn.Linear(4, 2)},
+        lambda net, x: net.out(torch.cat([net.token + x.new_zeros(2, 1, 4), net.a(x)], 1)),
+        {"a": "abcd", "token": "abcd"},
+        TOKENS,
+        NOTHING,
     ),
     Row(
         "numbers for each token of a table leave its channels alone",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hyperprune.labels.arrays import compact, varies, varying_axes
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import TensorRef
-from hyperprune.labels.lookahead import CASTS, is_a_layers_own
+from hyperprune.labels.ledger import ELASTIC, TensorRef
+from hyperprune.labels.lookahead import CASTS, is_a_layers_own, plain_name
 from hyperprune.labels.reasons import BROADCAST, RANDOM
 from hyperprune.labels.registry import rule
 
@@ -196,7 +198,7 @@ def between(call: Call) -> Any:
     """
     if (weight := _scaled_weight(call)) is not None:
         return weight
-    operands = _placed(call, [call.labels(value) for value in call.tensors()])
+    operands = _placed(call, _stretched(call, [call.labels(value) for value in call.tensors()]))
     shape = call.shape
     busy = [any(_varies_in(o, axis, len(shape)) for o in operands) for axis in range(len(shape))]
     carriers = [o for o in operands if not _is_broadcast(o, shape, busy)]
@@ -206,6 +208,16 @@ def between(call: Call) -> Any:
     if not carriers:
         return call.pinned(BROADCAST)
     return tie_all(call, [carrier.expand(shape) for carrier in carriers])
+
+
+def _stretched(call: Call, operands: list[Tensor]) -> list[Tensor]:
+    """Zeros to which something smaller is added serve to repeat it: ``token + torch.zeros(batch, 1, width)``."""
+    made = [call.value(node) for node in call.node.all_input_nodes if plain_name(node) in ("zeros", "new_zeros")]
+    zeros = [operand for operand in operands if any(operand is value for value in made)]
+    rest = [operand for operand in operands if all(operand is not value for value in zeros)]
+    if not zeros or not rest or any(operand.numel() == prod(call.shape) for operand in rest):
+        return operands
+    return [torch.tensor(ELASTIC).expand(o.shape) if any(o is zero for zero in zeros) else o for o in operands]
 
 
 def _placed(call: Call, operands: list[Tensor]) -> list[Tensor]:
