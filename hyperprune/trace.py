@@ -36,6 +36,7 @@ _CAUSAL = (
     "torch's own transformer looks at the mask to find out whether it is causal. Say so in forward(): tgt_is_causal= "
     "beside tgt_mask=, is_causal= beside an encoder's mask=."
 )
+_CONVERSIONS = (torch.ops.aten.to, torch.ops.aten.type_as, torch.ops.aten.contiguous)
 _LIBRARY = ("/torch/nn/", "/torch/_", "/torch/functional")
 
 
@@ -271,6 +272,7 @@ def _export(model: nn.Module, inputs: ExampleInputs) -> Trace:
     signature = program.graph_signature
     graph = join_regions_(program.graph)
     _settle_sizes_(graph)
+    _drop_idle_(graph)
     _drop_unused_(graph)
     return Trace(graph, dict(signature.inputs_to_parameters), dict(signature.inputs_to_buffers), model.training)
 
@@ -278,6 +280,20 @@ def _export(model: nn.Module, inputs: ExampleInputs) -> Trace:
 def _program(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:
     with _plain_outputs(model):
         return torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
+
+
+def _drop_idle_(graph: torch.fx.Graph) -> None:
+    """Leave out casts to the type that a tensor has, in place.
+
+    They return the tensor itself; so torch.export credits later uses of it, by other modules, to the cast.
+    """
+    for node in graph.nodes:
+        value, source = node.meta.get("val"), node.args[0] if node.args else None
+        if getattr(node.target, "overloadpacket", None) in _CONVERSIONS and isinstance(source, torch.fx.Node):
+            before = source.meta["val"]
+            if (value.dtype, value.device, value.stride()) == (before.dtype, before.device, before.stride()):
+                node.replace_all_uses_with(source)
+                graph.erase_node(node)
 
 
 def _drop_unused_(graph: torch.fx.Graph) -> None:

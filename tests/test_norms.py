@@ -264,3 +264,27 @@ class TestNormsOfGroups:
         hyper = hyperize(whole, torch.randn(1, 3, 5, 5))
         assert [group.size for group in hyper.coupling.groups] == [2, 2]
         assert hyper.coupling.norms == ()
+
+
+def test_a_norm_that_casts_to_the_type_its_input_has_still_reads_the_stream():
+    """OpenAI's CLIP: the cast returns its input itself, and the residual sum around the norm uses it too."""
+
+    class Casting(nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x.type(torch.float32).contiguous()).type(x.dtype)
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.up, self.down = Casting(12), nn.Linear(12, 20), nn.Linear(20, 12)
+
+        def forward(self, x):
+            return x + self.down(self.up(self.norm(x)).relu())
+
+    torch.manual_seed(0)
+    hyper = hyperize(
+        nn.Sequential(nn.Linear(3, 12), Block(), Block(), Casting(12), nn.Linear(12, 2)), torch.randn(2, 3)
+    )
+    assert [(group.name, group.size) for group in hyper.coupling.groups] == [("0", 12), ("1.up", 20), ("2.up", 20)]
+    hyper.bank.remove_(torch.arange(hyper.coupling.units) % 3 == 1)
+    assert export_with_proof(hyper)[1].relative_error < 1e-6
