@@ -614,12 +614,10 @@ UNARY = [
     "native_dropout",
     "alias",
     "clone",
-    "contiguous",
     "detach",
     "lift_fresh_copy",
     "to",
     "_to_copy",
-    "type_as",
     "zeros_like",
     "ones_like",
     "full_like",
@@ -639,15 +637,17 @@ def unary(name: str) -> Callable[[Tensor], Tensor]:
     def run(a: Tensor) -> Tensor:
         positive = a.abs() / (1 + a.abs())
         value = positive > 0.5 if name == "bitwise_not" else 1 / positive if name == "acosh" else positive
-        extra = (positive,) if name == "type_as" else ARGUMENTS.get(name, ())
-        made = getattr(aten, name)(value, *extra)
+        made = getattr(aten, name)(value, *ARGUMENTS.get(name, ()))
         made = made[0] if isinstance(made, (tuple, list)) else made
         return made if made.dtype == a.dtype else made.to(a.dtype)
 
     return run
 
 
-PASSED_THROUGH = [Row(f"labels pass through {name}", one(), through(unary(name)), APART) for name in UNARY]
+PASSED_THROUGH = [Row(f"labels pass through {name}", one(), through(unary(name)), APART) for name in UNARY] + [
+    Row("labels pass through contiguous", one(), through(lambda a: a.mT.contiguous().mT), APART),
+    Row("labels pass through type_as", one(), through(lambda a: a * (a > 0).type_as(a)), APART),
+]
 
 DRAWN = [
     Row(f"random numbers in the shape of channels keep them: {name}", one(), through(unary(name)), NOTHING)
