@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ def edited(model: nn.Module, inputs: ExampleInputs) -> dict[str, frozenset[str]]
         copy = copied(model).train()
         with random_state_kept(model), torch.enable_grad():
             runs = [_run(copy, attempt) for _ in range(RUNS)]
-        found |= {name: others for writes, _ in runs[1:] for name, others in writes.items()}
+        for name, others in chain.from_iterable(writes.items() for writes, _ in runs[1:]):
+            found[name] = found.get(name, frozenset()) | others
         if all(whole for _, whole in runs):
             break
     return found
