@@ -30,6 +30,7 @@ from hyperprune.verify import Proof, compare, run_eval
 FEWEST = 8  # values per channel from which statistics are worth taking; a single one would normalise to nothing
 ENOUGH = 1024  # values per channel from which more add nothing: statistics need not be those of every pixel
 CLEAR = 1e-5  # bound on the error in float32; what is above it is looked at once more in float64
+ROUGH = 1e-4  # bound where the network runs in float32 alone: that of proofs, for recurrence amplifies rounding
 FEW_UNITS = 8  # in a group, up to which it counts as small
 FEW = 3  # classes that multiply activations, up to which every combination of readings is tried
 FUSED = "scaled_dot_product_attention"
@@ -123,6 +124,8 @@ def _rehearse_at(half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: 
     outcome = _rehearse_once(half, _light_copy(model, coupling), coupling, inputs, CLEAR if single else None)
     if single and isinstance(outcome, Fault) and outcome.inexact:
         again = _rehearse_finely(half, model, coupling, inputs, CLEAR)
+        if again is None:
+            again = _rehearse_once(half, _light_copy(model, coupling), coupling, inputs, ROUGH)
         return again if isinstance(again, Proof) else outcome
     if single and isinstance(outcome, Proof) and outcome.uneven:
         return _rehearse_finely(half, model, coupling, inputs, None) or outcome

@@ -773,3 +773,21 @@ def test_a_number_from_a_width_costs_its_own_channels_and_not_the_attention_besi
     hyper = hyperize(Block().eval(), torch.randn(2, 7, 5))
     assert sorted((group.name, group.size) for group in hyper.coupling.groups) == [("joint", 4), ("stem", 24)]
     assert {stays.layer: stays.reason for stays in hyper.coupling.frozen}["up"] == INEXACT
+
+
+def test_rounding_that_a_network_amplifies_costs_no_channels_where_float64_cannot_tell():
+    class Amplifies(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(5, 64), nn.Linear(64, 32), nn.Linear(32, 4)
+
+        def forward(self, x):
+            assert x.dtype == torch.float32
+            return torch.sin(1500 * self.head(self.second(self.first(x).relu()).relu()))
+
+    torch.manual_seed(0)
+    hyper = hyperize(Amplifies().eval(), torch.randn(8, 5))
+    hyper.bank.remove_(torch.arange(hyper.coupling.units) % 2 == 1)
+    _, proof = export_with_proof(hyper)
+    assert 1e-5 < proof.relative_error < 1e-4, "too much for the rehearsal's own bound"
+    assert [group.size for group in hyper.coupling.groups] == [64, 32]
