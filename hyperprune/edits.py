@@ -38,8 +38,7 @@ def edited(model: nn.Module, inputs: ExampleInputs) -> dict[str, frozenset[str]]
     if all(type(part).__module__.startswith(KNOWN) and not _has_hooks(part) for part in model.modules()):
         return {}
     found: dict[str, frozenset[str]] = {}
-    doubled = inputs.map(lambda t: torch.cat([t, t]) if t.ndim else t)
-    for attempt in (inputs, doubled):  # batch norm may insist on two examples
+    for attempt in (inputs, inputs.doubled()):
         copy = copied(model).train()
         with random_state_kept(model), torch.enable_grad():
             runs = [_run(copy, attempt) for _ in range(RUNS)]
@@ -89,10 +88,11 @@ class _Writes(TorchDispatchMode):
         schema = func._schema
         given = {**dict(zip((a.name for a in schema.arguments), args, strict=False)), **(kwargs or {})}
         changed = _tensors([given.get(a.name) for a in schema.arguments if a.alias_info and a.alias_info.is_write])
+        sources = _tensors(given)
         for tensor in changed:
             if name := self._names.get(_storage(tensor)):
-                self.note(name, _tensors(given))
-        self._work(_tensors(given), _tensors(result))
+                self.note(name, sources)
+        self._work(sources, _tensors(result))
         return result
 
     def note(self, name: str, sources: list[Tensor]) -> None:

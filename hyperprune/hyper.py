@@ -219,9 +219,11 @@ def _offered(
             if tried is None:
                 return coupling
         else:
-            tried = whatever_is_read(choices, base, coupling, inputs, outcome, couple)
-            tried = after_fault(choices, coupling, base, outcome) if tried is None else tried
-            tried = without_guilty(choices, base, coupling, inputs, outcome) if tried is None else tried
+            tried = (
+                whatever_is_read(choices, base, coupling, inputs, outcome, couple)
+                or after_fault(choices, coupling, base, outcome)
+                or without_guilty(choices, base, coupling, inputs, outcome)
+            )
         choices, coupling = tried, couple(tried)
 
 

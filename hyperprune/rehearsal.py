@@ -25,12 +25,11 @@ from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import Spared
 from hyperprune.slim import carve_, doubtful, is_standard
 from hyperprune.trace import ExampleInputs, drop_caches_, failing_lines
-from hyperprune.verify import Proof, compare, run_eval
+from hyperprune.verify import Proof, compare, rounding, run_eval
 
 FEWEST = 8  # values per channel from which statistics are worth taking; a single one would normalise to nothing
 ENOUGH = 1024  # values per channel from which more add nothing: statistics need not be those of every pixel
 CLEAR = 1e-5  # bound on the error in float32; what is above it is looked at once more in float64
-ROUGH = 1e-4  # bound where the network runs in float32 alone: that of proofs, for recurrence amplifies rounding
 FEW_UNITS = 8  # in a group, up to which it counts as small
 FEW = 3  # classes that multiply activations, up to which every combination of readings is tried
 FUSED = "scaled_dot_product_attention"
@@ -84,14 +83,19 @@ class Fault:
     """What went wrong, and the modules whose code was running, innermost first.
 
     Attributes:
-        inexact: the slim model ran, but its outputs differ.
         lines: the lines of source that were running, innermost first.
+        proof: how far the outputs differ, if the slim model ran.
     """
 
     what: str
-    modules: tuple[str, ...]
-    inexact: bool = False
+    modules: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
+    proof: Proof | None = None
+
+    @property
+    def inexact(self) -> bool:
+        """Whether the slim model ran, but its outputs differ."""
+        return self.proof is not None
 
 
 def rehearse(
@@ -122,10 +126,10 @@ def _rehearse_at(half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: 
         if finely is not None:
             return finely
     outcome = _rehearse_once(half, _light_copy(model, coupling), coupling, inputs, CLEAR if single else None)
-    if single and isinstance(outcome, Fault) and outcome.inexact:
+    if single and isinstance(outcome, Fault) and outcome.proof is not None:
         again = _rehearse_finely(half, model, coupling, inputs, CLEAR)
-        if again is None:
-            again = _rehearse_once(half, _light_copy(model, coupling), coupling, inputs, ROUGH)
+        if again is None and outcome.proof.relative_error <= rounding(model):  # float64 cannot tell: as in real proofs
+            return outcome.proof
         return again if isinstance(again, Proof) else outcome
     if single and isinstance(outcome, Proof) and outcome.uneven:
         return _rehearse_finely(half, model, coupling, inputs, None) or outcome
@@ -169,9 +173,9 @@ def _rehearse_once(
         proof = compare(expected, run_eval(model, inputs.copied()))
     except Exception as error:  # whatever the user's forward raises on generated weights, or on wrong sizes
         modules = _modules_on_stack(model, error.__traceback__)
-        return Fault(f"{type(error).__name__}: {error}", modules, lines=failing_lines(error.__traceback__))
+        return Fault(f"{type(error).__name__}: {error}", modules, failing_lines(error.__traceback__))
     bound = SLACK * proof.tolerance if bound is None else bound
-    return proof if proof.relative_error <= bound else Fault(str(proof), (), inexact=True)
+    return proof if proof.relative_error <= bound else Fault(str(proof), proof=proof)
 
 
 def _calibrated_run(model: nn.Module, inputs: ExampleInputs) -> Any:

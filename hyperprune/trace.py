@@ -97,6 +97,10 @@ class ExampleInputs:
         """Run ``model`` on these arguments."""
         return model(*self.args, **self.kwargs)
 
+    def doubled(self) -> ExampleInputs:
+        """Return every example twice: in train mode, batch norm may insist on two."""
+        return self.map(lambda t: torch.cat([t, t]) if t.ndim else t)
+
     def copied(self) -> ExampleInputs:
         """Return copies, for a model that changes its inputs in place."""
         return self.map(torch.Tensor.clone)
@@ -234,9 +238,8 @@ def _with_channels(model: nn.Module) -> set[str]:
 
 
 def _train_trace(model: nn.Module, inputs: ExampleInputs, unused: set[str]) -> list[Trace]:
-    """Trace train mode if that reaches an unused tensor; batch norm may insist on two examples."""
-    doubled = inputs.map(lambda t: torch.cat([t, t]) if t.ndim else t)
-    for attempt in (inputs, doubled):
+    """Trace train mode if that reaches an unused tensor."""
+    for attempt in (inputs, inputs.doubled()):
         try:
             found = _export(_warmed(model, attempt, training=True), attempt)
         except (TraceError, InputsError):

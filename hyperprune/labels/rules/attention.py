@@ -108,10 +108,11 @@ def bias_and_product(call: Call) -> Any:
     return made
 
 
-def _linear(call: Call, left: Any, weight: TensorRef) -> Tensor:
-    call.applied(weight, prod(call.shape) // weight.shape[1])
-    call.tie(call.reads(weight, 0), call.channels(left, -1))
-    return call.along(call.writes(weight, 1), -1)
+def _linear(call: Call, left: Any, weight: TensorRef, reads: int = 0, summed: int = -1, made: int = -1) -> Tensor:
+    """Read the activation's axis ``summed`` along one axis of a matrix; what the other makes lies along ``made``."""
+    call.applied(weight, prod(call.shape) // weight.shape[1 - reads])
+    call.tie(call.reads(weight, reads), call.channels(left, summed))
+    return call.along(call.writes(weight, 1 - reads), made)
 
 
 def _linear_by_letters(call: Call, names: list[str], result: str) -> Tensor | None:
@@ -126,10 +127,7 @@ def _linear_by_letters(call: Call, names: list[str], result: str) -> Tensor | No
         return None
     if len(letters) != 2 or len(summed) != 1 or len(made) != 1 or rest != [at for at in result if at not in made]:
         return None
-    reads, writes = letters.index(summed[0]), letters.index(made[0])
-    call.applied(weight, prod(call.shape) // weight.shape[writes])
-    call.tie(call.reads(weight, reads), call.channels(x, name.index(summed[0])))
-    return call.along(call.writes(weight, writes), result.index(made[0]))
+    return _linear(call, x, weight, letters.index(summed[0]), name.index(summed[0]), result.index(made[0]))
 
 
 def _passes(call: Call, operand: Tensor, axis: int) -> Any:
@@ -176,8 +174,7 @@ def index(call: Call) -> Any:
     busy = [axis for axis in chosen if varies(labels, axis)]
     if busy and (len(chosen) > 1 or not isinstance(table, TensorRef)):
         return call.give_up(PRODUCT)
-    if busy:
-        call.tie(labels.narrow(busy[0], 0, 1).expand(labels.shape), labels)
+    labels = call.together(labels, *busy)
     for axis in reversed(chosen):
         labels = labels.select(axis, 0)
     first = chosen[0] if chosen == list(range(chosen[0], chosen[0] + len(chosen))) else 0

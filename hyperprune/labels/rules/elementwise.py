@@ -230,7 +230,8 @@ def _placed(call: Call, operands: list[Tensor]) -> list[Tensor]:
     tables = [o for o in operands if len(varying_axes(o)) > 1 and call.is_table(o)]
     others = [o for o in operands if varying_axes(o) and not call.is_table(o)]
     along = [{axis - o.ndim for axis in varying_axes(o)} for o in others or tables]
-    found = set.union(*along) if others else set.intersection(*along) if along[1:] != along[:-1] else set()
+    alike = not others and along[1:] == along[:-1]
+    found = set.union(*along) if others else set() if alike else set.intersection(*along)
     if len(found) != 1 or not found <= ({-1, 1 - rank} if rank > 3 else {-1}):
         return operands
     (axis,) = found

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperprune.labels.arrays import compact, extent, varies, varying_axes
+from hyperprune.labels.arrays import compact, extent, thin, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, Rows, TensorRef
 from hyperprune.labels.lookahead import leads_to_attention
@@ -45,7 +45,8 @@ def moved(call: Call) -> Any:
 @rule("squeeze")
 def squeezed(call: Call) -> Any:
     """As data movement; an axis with a single channel left would vanish, unless others are named."""
-    x, named = call.labels(call.arg("self")), call.arg("dim", range(call.labels(call.arg("self")).ndim))
+    x = call.labels(call.arg("self"))
+    named = call.arg("dim", range(x.ndim))
     named = [axis % x.ndim for axis in ([named] if isinstance(named, int) else named)]
     for axis in varying_axes(x):
         if axis in named:
@@ -249,13 +250,11 @@ def gathered(call: Call) -> Any:
     x, places = call.labels(call.arg("self")), call.labels(call.arg("index"))
     axis = call.arg("dim", 0) % x.ndim
     if varies(x, axis) or any(call.shape[at] != x.shape[at] for at in varying_axes(x)):
-        call.freeze(places, SIZE_IN_FORWARD)
         return call.give_up(SIZE_IN_FORWARD)
-    made = x.narrow(axis, 0, 1).expand([length if at == axis else x.shape[at] for at, length in enumerate(call.shape)])
-    made = made[tuple(slice(0, length) for length in call.shape)]
+    made = thin(x).expand(call.shape)
     if varying_axes(places):
         call.tie(made, places)
-    return compact(made)
+    return made
 
 
 @rule("pixel_shuffle")

@@ -69,11 +69,8 @@ def pool3d(call: Call) -> Any:
 @rule("max_unpool2d", "max_unpool3d")
 def unpooled(call: Call) -> Any:
     """Unpooling puts each channel's values back where pooling took them; the places are those of one channel too."""
-    spatial = 2 if call.operator.endswith("2d") else 3
-    places = call.labels(call.arg("indices"))
-    axis = places.ndim - spatial - 1
-    call.tie(call.channels(places, axis), call.channels(call.arg("self"), axis))
-    return _per_channel(call, spatial)
+    call.tie(call.labels(call.arg("indices")), call.labels(call.arg("self")))
+    return _per_channel(call, 2 if call.operator.endswith("2d") else 3)
 
 
 @rule("grid_sampler")
