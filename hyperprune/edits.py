@@ -14,17 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hyperprune.copies import copied
-from hyperprune.trace import ExampleInputs, random_state_kept
+from hyperprune.trace import ExampleInputs, is_of_libraries, random_state_kept
 
 RUNS = 3  # the first may set what is set once; of two more, a step in two falls on one
-KNOWN = ("torch.", "torchvision.", "timm.")
-"""Packages whose layers do not write to their parameters in forward(); where there are only these, nothing runs."""
 
 
 def edited(model: nn.Module, inputs: ExampleInputs) -> dict[str, frozenset[str]]:
     """Return the parameters that forward() writes to in train mode, each with those that it mixes into them.
 
-    A copy runs a few times. What a layer sets from its first data alone (activation norm) does not count.
+    A copy runs a few times, unless all layers come from libraries that do no such thing. What a layer sets from its
+    first data alone (activation norm) does not count.
 
     Example:
         >>> class Clipped(nn.Linear):
@@ -35,7 +34,7 @@ def edited(model: nn.Module, inputs: ExampleInputs) -> dict[str, frozenset[str]]
         >>> edited(nn.Sequential(Clipped(2, 2), nn.Linear(2, 2)), ExampleInputs.of(torch.ones(4, 2)))
         {'0.weight': frozenset()}
     """
-    if all(type(part).__module__.startswith(KNOWN) and not _has_hooks(part) for part in model.modules()):
+    if is_of_libraries(model):
         return {}
     found: dict[str, frozenset[str]] = {}
     for attempt in (inputs, inputs.doubled()):
@@ -47,10 +46,6 @@ def edited(model: nn.Module, inputs: ExampleInputs) -> dict[str, frozenset[str]]
         if all(whole for _, whole in runs):
             break
     return found
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _run(model: nn.Module, inputs: ExampleInputs) -> tuple[dict[str, frozenset[str]], bool]:

@@ -38,6 +38,7 @@ _CAUSAL = (
 )
 _CONVERSIONS = (torch.ops.aten.to, torch.ops.aten.type_as, torch.ops.aten.contiguous)
 _LIBRARY = ("/torch/nn/", "/torch/_", "/torch/functional")
+_PACKAGES = ("torch.", "torchvision.", "timm.")
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ def trace(model: nn.Module, inputs: ExampleInputs) -> tuple[Trace, ...]:
     """Trace ``model`` in eval mode, and in train mode too where that reaches layers that eval does not.
 
     The auxiliary heads of GoogLeNet and Inception run only in train mode, and so do averages kept in buffers; a slim
-    model must still fit them. What is followed are copies, and only after one run with real numbers: tensors without
-    data, which torch.export sends through forward(), would stay in the caches that the user's code keeps. The copies
+    model must still fit them. What is followed are copies, and code of the user's only after one run with real numbers:
+    tensors without data, which torch.export sends through forward(), would stay in the caches that it keeps. The copies
     share the parameters of ``model``, so a forward pass that edits its own edits these.
 
     Raises:
@@ -158,7 +159,7 @@ def trace(model: nn.Module, inputs: ExampleInputs) -> tuple[Trace, ...]:
         TraceError: the model runs but cannot be exported; the message holds the line that stopped it.
     """
     with random_state_kept(model), _quiet():
-        traces = [_export(_warmed(model, inputs, training=False), inputs)]
+        traces = [_followed(model, inputs, training=False)]
         unused = _with_channels(model) - traces[0].used()
         if unused:
             traces += _train_trace(model, inputs, unused)
@@ -189,6 +190,22 @@ def drop_caches_(model: nn.Module) -> None:
     """
     with modes_kept(model):
         model.train()
+
+
+def is_of_libraries(model: nn.Module) -> bool:
+    """Say whether all layers are torch's, torchvision's or timm's, and none has a hook.
+
+    The forward passes of these write to no parameter, and keep nothing outside of their modules.
+
+    Example:
+        >>> is_of_libraries(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+        True
+    """
+    return all(type(part).__module__.startswith(_PACKAGES) and not _has_hooks(part) for part in model.modules())
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 @contextmanager
@@ -241,20 +258,40 @@ def _train_trace(model: nn.Module, inputs: ExampleInputs, unused: set[str]) -> l
     """Trace train mode if that reaches an unused tensor."""
     for attempt in (inputs, inputs.doubled()):
         try:
-            found = _export(_warmed(model, attempt, training=True), attempt)
+            found = _followed(model, attempt, training=True)
         except (TraceError, InputsError):
             continue
         return [found] if found.used() & unused else []
     return []
 
 
-def _warmed(model: nn.Module, inputs: ExampleInputs, *, training: bool) -> nn.Module:
-    """Return a copy to be followed, after a run with real numbers: what torch.export leaves in it goes with it.
+def _followed(model: nn.Module, inputs: ExampleInputs, *, training: bool) -> Trace:
+    """Return the trace of a copy: what torch.export leaves in it goes with it.
+
+    Raises:
+        InputsError: the model fails on these inputs.
+        TraceError: it runs, but cannot be exported.
+    """
+    known = is_of_libraries(model)
+    try:
+        return _export(_copy(model, training) if known else _warmed(model, inputs, training), inputs)
+    except TraceError:
+        if known:
+            _warmed(model, inputs, training)  # the inputs may be to blame
+        raise
+
+
+def _copy(model: nn.Module, training: bool) -> nn.Module:
+    return copied(model, shared=model.parameters()).train(training)
+
+
+def _warmed(model: nn.Module, inputs: ExampleInputs, training: bool) -> nn.Module:
+    """Return a copy after a run with real numbers.
 
     Raises:
         InputsError: the model fails on these inputs.
     """
-    copy = copied(model, shared=model.parameters()).train(training)
+    copy = _copy(model, training)
     try:
         with torch.no_grad():
             inputs.copied().call(copy)

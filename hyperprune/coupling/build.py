@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from math import prod
@@ -88,7 +88,7 @@ def build(
     units[[root for roots_ in members.values() for root in roots_]] = np.arange(sum(map(len, members.values())))
     of_label = units[roots]
     sites = tuple(Site(axis.tensor, axis.axis, axis.role, tuple(units[axis.roots].tolist())) for axis in axes)
-    groups = _groups(members, axes, _crossing_ties(ledger, roots, units))
+    groups = _groups(members, axes, _crossing_ties(ledger, of_label, members))
     return CouplingMap(
         groups=_in_company(groups, _single_rows(ledger, of_label)),
         sites=tuple(site for site in sites if any(unit != STAYS for unit in site.units)),
@@ -320,19 +320,18 @@ def _require_company(members: dict[Homes, list[int]], reasons: dict[int, Freeze]
         reasons[root] = bonds.get(root) or Freeze(None, ALONE, _NOWHERE)  # type: ignore[arg-type]
 
 
-def _groups(members: Mapping[Homes, list[int]], axes: list[_Axis], ties: Mapping[int, set[str]]) -> tuple[Group, ...]:
+def _groups(members: Mapping[Homes, list[int]], axes: list[_Axis], ties: Sequence[Iterable[str]]) -> tuple[Group, ...]:
     groups: list[Group] = []
     names: Counter[str] = Counter()
     start = 0
-    for homes, roots in members.items():
+    for (homes, roots), calls in zip(members.items(), ties, strict=True):
         makers = _modules(axes, homes, "writes")
         readers = _modules(axes, homes, "reads")
         name = (makers or _modules(axes, homes, "along") or readers)[0]
         names[name] += 1
         unique = name if names[name] == 1 else f"{name}#{names[name]}"
         width = max(count for at, count in homes if at < len(axes) and axes[at].role != "reads") if makers else 1
-        calls = sorted({tie for unit in range(start, start + len(roots)) for tie in ties.get(unit, ())})
-        groups.append(Group(unique, start, len(roots), width, makers, readers, tuple(calls)))
+        groups.append(Group(unique, start, len(roots), width, makers, readers, tuple(sorted(calls))))
         start += len(roots)
     return tuple(groups)
 
@@ -360,14 +359,15 @@ def _modules(axes: list[_Axis], homes: Iterable[tuple[int, int]], role: str) -> 
     return tuple(dict.fromkeys(paths))
 
 
-def _crossing_ties(ledger: Ledger, roots: np.ndarray, units: np.ndarray) -> dict[int, set[str]]:
-    """Say for each unit which calls between activations (adds, shuffles, splits) tied channels to it."""
-    found: dict[int, set[str]] = defaultdict(set)
+def _crossing_ties(ledger: Ledger, units: np.ndarray, members: Mapping[Homes, list[int]]) -> list[set[str]]:
+    """Say for each group which calls between activations (adds, shuffles, splits) tied channels of it."""
+    group_of = np.repeat(np.arange(len(members)), [len(roots) for roots in members.values()])
+    found: list[set[str]] = [set() for _ in members]
     for tie in ledger.ties:
         if _couples(tie):
-            name = str(tie.origin)
-            for unit in np.unique(units[roots[tie.left.numpy()]]).tolist():
-                found[unit].add(name)
+            tied = units[tie.left.numpy()]
+            for group in np.unique(group_of[tied[tied != STAYS]]).tolist():
+                found[group].add(str(tie.origin))
     return found
 
 

@@ -65,6 +65,7 @@ class _Flow:
         self._choices = choices
         self._attention = attention
         self._values: dict[torch.fx.Node, Any] = {}
+        self._names = {**trace.parameters, **trace.buffers}
         self._rows = row_views(trace.graph, trace.parameters)
 
     def run(self) -> None:
@@ -89,10 +90,9 @@ class _Flow:
 
     def _placeholder(self, node: torch.fx.Node) -> Any:
         value = node.meta.get("val")
-        names = {**self._trace.parameters, **self._trace.buffers}
-        if node.name in names and isinstance(value, Tensor) and not self._is_table(node.name, value):
-            return TensorRef(names[node.name], tuple(value.shape), node.name in self._trace.parameters)
-        reason = CONSTANT if node.name in names or node.name.startswith("c_") else INPUT
+        if node.name in self._names and isinstance(value, Tensor) and not self._is_table(node.name, value):
+            return TensorRef(self._names[node.name], tuple(value.shape), node.name in self._trace.parameters)
+        reason = CONSTANT if node.name in self._names or node.name.startswith("c_") else INPUT
         return self._fixed(node, reason)
 
     def _is_table(self, name: str, value: Tensor) -> bool:
