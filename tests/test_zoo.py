@@ -34,7 +34,6 @@ def timm(name: str, size: int = 64) -> tuple[str, Callable[[], nn.Module], int]:
 ZOO = [
     torchvision("resnet18"),
     torchvision("resnet50"),
-    torchvision("densenet121"),
     torchvision("mobilenet_v2"),
     torchvision("mobilenet_v3_large"),
     torchvision("shufflenet_v2_x1_0"),
@@ -46,8 +45,9 @@ ZOO = [
     timm("ghostnet_100"),
     timm("repvgg_a0"),
 ]
-SLOW_AS_DHP = {"resnet50", "densenet121", "googlenet", "resnext50_32x4d", "efficientnet_b0", "regnet_y_400mf"}
+QUICK_AS_DHP = {"resnet18", "mobilenet_v2", "squeezenet1_0"}
 LARGE = [  # the table of docs/zoo.md has these and 320 more
+    torchvision("densenet121"),
     torchvision("vgg11_bn", size=32),
     torchvision("mnasnet1_0"),
     timm("dla34"),
@@ -59,7 +59,7 @@ PARAMS = [
     *(pytest.param(entry, id=entry[0], marks=pytest.mark.nightly) for entry in LARGE),
 ]
 AS_DHP = [
-    *(pytest.param(e, id=e[0], marks=[pytest.mark.nightly] * (e[0] in SLOW_AS_DHP)) for e in ZOO),
+    *(pytest.param(e, id=e[0], marks=[pytest.mark.nightly] * (e[0] not in QUICK_AS_DHP)) for e in ZOO),
     *PARAMS[len(ZOO) :],
 ]
 
