@@ -20,6 +20,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import mean, stdev
@@ -48,9 +49,10 @@ from examples.common.images import (
 from examples.common.quality import Quality, quality
 from examples.common.rivals import random_channels, torch_pruning, torch_pruning_by_hand, uniform_widths
 from examples.networks import EDSR, DnCNN, SRResNet
-from hyperprune import Budget, HyperpruneError, Search, export_pruned, hyperize
+from hyperprune import Budget, Fisher, HyperpruneError, Search, export_pruned, hyperize
 from hyperprune.cost import count_with_fvcore
 from hyperprune.files import write_whole
+from hyperprune.sparsifiers import Sparsifier
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "restoration.json"
@@ -203,16 +205,20 @@ def dense_network(task: Task, pairs: Sequence[Pair], cache: Path, seed: int) -> 
 Maker = Callable[[Task, nn.Module, Iterator[Batch], int], nn.Module]
 
 
-def searched(task: Task, dense: nn.Module, feed: Iterator[Batch], seed: int) -> nn.Module:
-    """Search with the default rule while training."""
-    hyper = hyperize(dense, task.example)
-    optimizer = torch.optim.Adam(hyper.parameter_groups(lr=task.lr))
-    search = Search(hyper, optimizer, Budget(macs=task.macs), steps=task.search_steps)
-    hyper.train()
-    for batch in islice(feed, task.search_steps):
-        train_step(task, hyper, optimizer, batch)
-        search.step()
-    return export_pruned(hyper)
+def searched(rule: Callable[[], Sparsifier]) -> Maker:
+    """Return a maker that searches while training."""
+
+    def make(task: Task, dense: nn.Module, feed: Iterator[Batch], seed: int) -> nn.Module:
+        hyper = hyperize(dense, task.example)
+        optimizer = torch.optim.Adam(hyper.parameter_groups(lr=task.lr))
+        search = Search(hyper, optimizer, Budget(macs=task.macs), steps=task.search_steps, sparsifier=rule())
+        hyper.train()
+        for batch in islice(feed, task.search_steps):
+            train_step(task, hyper, optimizer, batch)
+            search.step()
+        return export_pruned(hyper)
+
+    return make
 
 
 def unpruned(task: Task, dense: nn.Module, feed: Iterator[Batch], seed: int) -> nn.Module:
@@ -232,7 +238,8 @@ def cut_at_once(rival: Callable[[nn.Module, Tensor, float, int], nn.Module]) -> 
 BY_HAND = "Torch-Pruning, layers before PixelShuffle kept by hand"
 ROWS: dict[str, Maker] = {
     "dense, trained as long": unpruned,
-    "hyperprune, search": searched,
+    "hyperprune, search": searched(Fisher),
+    "hyperprune, search without balance": searched(partial(Fisher, balance=0.0)),
     "uniform widths, random channels": cut_at_once(uniform_widths),
     "Torch-Pruning, group magnitude": cut_at_once(torch_pruning),
     "random channels": cut_at_once(random_channels),

@@ -119,7 +119,7 @@ class Search:
         self._optimizer = unwrapped(optimizer)
         _warn_of_decay(options_of(self._optimizer, self._bank.latents))
         self._sparsifier = Fisher() if sparsifier is None else sparsifier
-        self._sparsifier.meet(hyper)
+        self._sparsifier.meet(hyper, self._schedule.relative_prices)
         self._doomed = torch.zeros_like(self._bank.alive, dtype=torch.bool)
         self._prices = torch.ones_like(self._bank.alive)
         self.steps = steps

@@ -228,7 +228,7 @@ def test_clipped_gradients_are_read_as_the_optimiser_uses_them() -> None:
     nn.utils.clip_grad_norm_(hyper.parameters(), 1e-3)
     clipped = hyper.bank.latents.grad.clone()
     optimizer.step()
-    assert torch.equal(search.state_dict()["sparsifier"]["score"]["average"], clipped.square())
+    assert torch.equal(search.state_dict()["sparsifier"]["score"]["within"]["average"], clipped.square())
 
 
 def test_a_step_that_a_grad_scaler_skips_is_not_observed() -> None:
@@ -246,7 +246,7 @@ def test_a_step_that_a_grad_scaler_skips_is_not_observed() -> None:
         scaler.update()
         search.step()
     assert search.state_dict()["observed"] == 2
-    assert torch.isfinite(search.state_dict()["sparsifier"]["score"]["average"]).all()
+    assert torch.isfinite(search.state_dict()["sparsifier"]["score"]["within"]["average"]).all()
     assert search.done
     assert_met(hyper, Budget(macs=0.5))
 

@@ -91,7 +91,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
             optimizer.step()
             search.step()
         assert search.state_dict()["observed"] == 3
-        scores.append(search.state_dict()["sparsifier"]["score"]["average"])
+        scores.append(search.state_dict()["sparsifier"]["score"]["within"]["average"])
     assert scores[0].max() > 0
     torch.testing.assert_close(scores[0], scores[1])
 

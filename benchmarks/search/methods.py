@@ -47,6 +47,7 @@ def _theirs(title: str, variants: dict[str, Maker], early: bool = False) -> Meth
 METHODS: dict[str, Method] = {
     DENSE: _baseline("dense, trained as long", ours.unpruned, early=True),
     DEFAULT: _ours("search, Fisher (default)", ours.searched(sparsifiers.Fisher), early=True),
+    "unbalanced": _ours("search, Fisher(balance=0)", ours.searched(partial(sparsifiers.Fisher, balance=0.0))),
     "l1": _ours("search, L1Proximal", ours.searched(sparsifiers.L1Proximal)),
     "group": _ours("search, GroupProximal", ours.searched(sparsifiers.GroupProximal)),
     "published": _ours("search, PublishedL1", ours.published),

@@ -8,12 +8,14 @@ from hyperprune.sparsifiers.actions import Cut, Fade, Shrink, soft_threshold
 from hyperprune.sparsifiers.base import Action, Ending, Press, Score, Sparsifier
 from hyperprune.sparsifiers.baselines import FirstOrder, Magnitude, Random, SignedFirstOrder, Taylor, Uniform
 from hyperprune.sparsifiers.gates import BinaryGates, Gates, HardConcrete
+from hyperprune.sparsifiers.priced import Balanced
 from hyperprune.sparsifiers.proximal import block_threshold, euclidean_threshold
 from hyperprune.sparsifiers.rules import Fisher, GroupProximal, L1Proximal, PublishedL1, PublishedStop
 from hyperprune.sparsifiers.scores import Saliency, Size
 
 __all__ = [
     "Action",
+    "Balanced",
     "BinaryGates",
     "Cut",
     "Ending",

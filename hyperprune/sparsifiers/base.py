@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from hyperprune.hyper import HyperModel
@@ -53,6 +55,17 @@ class Score(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
+
+
+Prices = Callable[[Tensor], np.ndarray]
+"""From the living units, bool of shape ``[units]``, to what one of each costs, relative to the mean, same shape."""
+
+
+def introduce(score: Score, hyper: HyperModel, prices: Prices) -> None:
+    """Show the network to a score that looks at it, one with a method ``meet(hyper, prices)``."""
+    meet = getattr(score, "meet", None)
+    if meet is not None:
+        meet(hyper, prices)
 
 
 class Action(Protocol):
@@ -104,11 +117,9 @@ class Sparsifier:
         self.action = action
         self.ending: Ending = AtSchedule() if ending is None else ending
 
-    def meet(self, hyper: HyperModel) -> None:
-        """Show the network to a score that looks at it, one with a method ``meet(hyper)``."""
-        meet = getattr(self.score, "meet", None)
-        if meet is not None:
-            meet(hyper)
+    def meet(self, hyper: HyperModel, prices: Prices) -> None:
+        """Show the network, and what its units cost of the budget, to a score with a method ``meet(hyper, prices)``."""
+        introduce(self.score, hyper, prices)
 
     @property
     def pressure(self) -> float:

@@ -4,46 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hyperprune.criteria import magnitude
-from hyperprune.errors import SearchError
 from hyperprune.hyper import HyperModel
 from hyperprune.latents import LatentBank
 from hyperprune.sparsifiers.actions import Cut
-from hyperprune.sparsifiers.base import Score, Sparsifier
+from hyperprune.sparsifiers.base import Prices, Score, Sparsifier
+from hyperprune.sparsifiers.priced import Priced, Wrapping, unmet
 
 
-class _OfNetwork:
-    """Base of scores that look at the network itself; ``Search`` shows it to them."""
+class WeightNorm:
+    """Squared norm of all weights that make or read a unit, relative to the mean of its group's living units.
+
+    ``criteria.magnitude`` works it out, as for ``prune``; it multiplies by the price, since the solver divides by it.
+    """
 
     _hyper: HyperModel | None = None
 
-    def meet(self, hyper: HyperModel) -> None:
+    def meet(self, hyper: HyperModel, prices: Prices) -> None:
         """Remember the network."""
         self._hyper = hyper
 
-    @property
-    def network(self) -> HyperModel:
-        """The network met.
-
-        Raises:
-            SearchError: none so far.
-        """
-        if self._hyper is None:
-            raise SearchError(
-                f"{type(self).__name__} scores a network that it has not met. Pass it to Search, or call meet(hyper)."
-            )
-        return self._hyper
-
-    def prices(self) -> np.ndarray:
-        """Return what one unit costs of the MACs at the present widths, shape ``[units]``."""
-        return prices_of(self.network)
-
     def observe(self, bank: LatentBank, gradient: Tensor) -> None:
         """Gradients act through the optimiser alone."""
+
+    def scores(self, bank: LatentBank) -> Tensor:
+        """Return the norms of the weights as they are now."""
+        if self._hyper is None:
+            raise unmet(self)
+        hyper = self._hyper
+        norms = torch.from_numpy(magnitude(hyper.model, hyper.coupling, hyper.cost))
+        living = bank.living().cpu()
+        for group in bank.groups:
+            part = norms[group.units]
+            part *= part.mean() / part[living[group.units]].mean().clamp_min(1e-300)
+        return norms.to(bank.alive.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the network is the state."""
@@ -53,32 +50,7 @@ class _OfNetwork:
         """Take nothing back."""
 
 
-def prices_of(hyper: HyperModel) -> np.ndarray:
-    """Return what one unit of each group costs of the MACs at the present widths, shape ``[units]``."""
-    of_unit = hyper.coupling.of_unit()
-    counts = np.bincount(of_unit[hyper.living().cpu().numpy()], minlength=len(hyper.coupling.groups))
-    changes = hyper.cost.changes(counts, -np.minimum(counts, 1))
-    return np.abs(changes["macs"]).astype(float)[of_unit]
-
-
-class WeightNorm(_OfNetwork):
-    """Squared norm of all weights that make or read a unit, relative to the mean of its group's living units.
-
-    ``criteria.magnitude`` works it out, as for ``prune``; it multiplies by the price, since the solver divides by it.
-    """
-
-    def scores(self, bank: LatentBank) -> Tensor:
-        """Return the norms of the weights as they are now."""
-        hyper = self.network
-        norms = torch.from_numpy(magnitude(hyper.model, hyper.coupling, hyper.cost))
-        living = bank.living().cpu()
-        for group in bank.groups:
-            part = norms[group.units]
-            part *= part.mean() / part[living[group.units]].mean().clamp_min(1e-300)
-        return norms.to(bank.alive.device)
-
-
-class Draw(_OfNetwork):
+class Draw(Priced):
     """Chance, the same draw all through a search; times the price, so that groups lose about the same share."""
 
     def __init__(self, seed: int) -> None:
@@ -88,7 +60,7 @@ class Draw(_OfNetwork):
         """Return uniform draws times prices."""
         rng = torch.Generator().manual_seed(self.seed)
         draws = torch.rand(bank.alive.numel(), generator=rng, dtype=torch.float64)
-        return (draws * torch.from_numpy(self.prices())).to(bank.alive.device)
+        return draws.to(bank.alive.device) * self.prices(bank)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seed."""
@@ -99,7 +71,7 @@ class Draw(_OfNetwork):
         self.seed = state["seed"]
 
 
-class Rank(_OfNetwork):
+class Rank(Wrapping):
     """A unit's rank within its group by another score, as a share of the group's size, times the price.
 
     The solver then meets every group at the same share.
@@ -108,31 +80,11 @@ class Rank(_OfNetwork):
         within: what ranks the units of a group.
     """
 
-    def __init__(self, within: Score) -> None:
-        self.within = within
-
-    def meet(self, hyper: HyperModel) -> None:
-        """Remember the network, and show it to the inner score."""
-        super().meet(hyper)
-        Sparsifier(self.within, Cut()).meet(hyper)
-
-    def observe(self, bank: LatentBank, gradient: Tensor) -> None:
-        """Show a gradient to the inner score."""
-        self.within.observe(bank, gradient)
-
     def scores(self, bank: LatentBank) -> Tensor:
         """Return ranks in (0, 1) times prices; the dead rank lowest."""
         worth = torch.where(bank.living(), self.within.scores(bank).to(bank.alive.device), -1.0).double()
         shares = torch.cat([_rank(worth[group.units]) for group in bank.groups])
-        return shares * torch.from_numpy(self.prices()).to(shares)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the inner score's state."""
-        return {"within": self.within.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Give it back to the inner score."""
-        self.within.load_state_dict(state["within"])
+        return shares * self.prices(bank)
 
 
 def _rank(worth: Tensor) -> Tensor:

@@ -11,23 +11,25 @@ from hyperprune.coupling import Group
 from hyperprune.latents import LatentBank
 from hyperprune.sparsifiers.actions import Cut, Fade, Shrink
 from hyperprune.sparsifiers.base import Sparsifier
+from hyperprune.sparsifiers.priced import Balanced
 from hyperprune.sparsifiers.proximal import FadeTogether
 from hyperprune.sparsifiers.scores import Saliency, Size
 
 
-def Fisher(decay: float = 0.95) -> Sparsifier:
+def Fisher(decay: float = 0.95, balance: float = 0.5) -> Sparsifier:
     """Squared latent gradients per price, the lowest removed a few at a time while training: the default.
 
     A few units go at each decision and the network trains on in between, so it stays alive all through.
 
     Args:
         decay: share of the old average that a step keeps.
+        balance: how far groups are brought nearer to each other, in [0, 1]; see ``Balanced``.
 
     Example:
         >>> Fisher().pressure
         0.0
     """
-    return Sparsifier(Saliency(decay), Cut())
+    return Sparsifier(Balanced(Saliency(decay), balance), Cut())
 
 
 def L1Proximal(fade: float = 2.0, decay: float = 0.95) -> Sparsifier:

@@ -195,9 +195,9 @@ def test_a_parameter_group_added_later_changes_nothing() -> None:
 def test_an_optimiser_state_that_is_thrown_away_changes_no_decision_at_once() -> None:
     hyper, optimizer, search = start()
     advance(hyper, optimizer, search, 3)
-    before = search.state_dict()["sparsifier"]["score"]["average"]
+    before = search.state_dict()["sparsifier"]["score"]["within"]["average"]
     optimizer.state.clear()
-    assert torch.equal(search.state_dict()["sparsifier"]["score"]["average"], before)
+    assert torch.equal(search.state_dict()["sparsifier"]["score"]["within"]["average"], before)
     advance(hyper, optimizer, search, 5)
     assert is_met(hyper)
 

@@ -50,7 +50,7 @@ def test_a_bad_gradient_whose_step_is_left_out_does_not_count(bad: float) -> Non
             optimizer.step()
             del optimizer.grad_scale, optimizer.found_inf
         advance(hyper, optimizer, search, 3)
-        found.append(search.state_dict()["sparsifier"]["score"]["average"])
+        found.append(search.state_dict()["sparsifier"]["score"]["within"]["average"])
         assert search.state_dict()["observed"] == 3
     assert torch.equal(*found)
 
@@ -64,7 +64,7 @@ def test_a_gradient_too_large_to_square_leaves_the_scores_finite() -> None:
     hyper.bank.latents.grad[3] = 1e30
     optimizer.step()
     search.step()
-    assert search.state_dict()["sparsifier"]["score"]["average"].isfinite().all()
+    assert search.state_dict()["sparsifier"]["score"]["within"]["average"].isfinite().all()
     advance(hyper, optimizer, search, 5)
     assert is_met(hyper)
 

@@ -30,6 +30,7 @@ from hyperprune.coupling import Group
 from hyperprune.errors import SearchError
 from hyperprune.generators import Generator
 from hyperprune.latents import LatentBank
+from hyperprune.schedule import Schedule
 from hyperprune.sparsifiers import (
     Cut,
     FirstOrder,
@@ -105,7 +106,7 @@ def test_magnitude_keeps_the_largest_of_each_group() -> None:
     torch.manual_seed(0)
     hyper = hyperize(mobile(), torch.randn(IMAGES))
     rule = Magnitude()
-    rule.meet(hyper)
+    rule.meet(hyper, Schedule(hyper, Budget(macs=0.5)).relative_prices)
     scores = rule.scores(hyper.bank)
     for group in hyper.coupling.groups:
         norms = torch.zeros(group.size, dtype=torch.float64)
@@ -124,7 +125,7 @@ def test_dead_units_do_not_change_how_groups_compare() -> None:
     """The mean runs over the living: half a group gone, the rest is not favoured for it."""
     hyper = hyperize(residual(), torch.randn(IMAGES))
     rule = Magnitude()
-    rule.meet(hyper)
+    rule.meet(hyper, Schedule(hyper, Budget(macs=0.5)).relative_prices)
     group = hyper.coupling.groups[1]
     before = rule.scores(hyper.bank)
     order = before[group.units].argsort()
