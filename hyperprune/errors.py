@@ -35,6 +35,14 @@ class BudgetError(HyperpruneError, ValueError):
     """The budget is malformed, above the dense cost, or below what the floors allow."""
 
 
+class UnknownNameError(HyperpruneError, KeyError):
+    """A layer, a group or a row was asked for that is not there."""
+
+    def __str__(self) -> str:
+        """Return the message as it is; ``KeyError`` would put it into quotes."""
+        return str(self.args[0])
+
+
 class SearchError(HyperpruneError, RuntimeError):
     """The search was set up or driven wrongly, or met latents that are not finite."""
 

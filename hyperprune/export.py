@@ -11,7 +11,7 @@ from torch import nn
 
 from hyperprune.budget import Budget, Solver
 from hyperprune.criteria import criterion as find_criterion
-from hyperprune.errors import ModelError, ProofError
+from hyperprune.errors import BudgetError, ModelError, ProofError
 from hyperprune.hyper import HyperModel, allowed_widths, hyperize, prove, slim_copy
 from hyperprune.metering import priced, settled
 from hyperprune.search import search_of
@@ -28,7 +28,8 @@ def export_pruned(hyper: HyperModel, *, tolerance: float | None = None) -> nn.Mo
         tolerance: bound on the relative error; by default 1e-4 for float32, 1e-10 for float64.
 
     Raises:
-        ModelError: ``hyper`` is a plain module, has no values, or is an average (EMA) over which units live.
+        ModelError: ``hyper`` is a plain module, has no values, has a layer replaced since, or is an average (EMA) over
+            which units live.
         ProofError: the slim network differs by more than the tolerance, or holds weights that are not finite.
 
     Example:
@@ -41,6 +42,7 @@ def export_pruned(hyper: HyperModel, *, tolerance: float | None = None) -> nn.Mo
     return export_with_proof(hyper, tolerance=tolerance)[0]
 
 
+@torch.inference_mode(False)
 def export_with_proof(hyper: HyperModel, *, tolerance: float | None = None) -> tuple[nn.Module, Proof]:
     """As ``export_pruned``, and return the proof beside the slim network."""
     if not isinstance(hyper, HyperModel):
@@ -48,6 +50,7 @@ def export_with_proof(hyper: HyperModel, *, tolerance: float | None = None) -> t
             f"export_pruned takes what hyperize returned, not {type(hyper).__name__}. "
             "For one call without training use prune(model, x, Budget(macs=0.5))."
         )
+    hyper.require_intact()
     _require_known_mask(hyper)
     _warn_of_an_unmet_budget(hyper)
     with full_precision():
@@ -81,7 +84,7 @@ def _require_known_mask(hyper: HyperModel) -> None:
 
 def _warn_of_an_unmet_budget(hyper: HyperModel) -> None:
     search = search_of(hyper)
-    if search is not None and search.step_count and (unmet := search.unmet()):
+    if search is not None and (unmet := search.unmet()):
         warnings.warn(
             f"the network that is exported has {unmet}. The budget is met at the search's last step, and this one "
             f"stands at step {search.step_count} of {search.steps}: each search.step() is one optimiser step.",
@@ -118,6 +121,8 @@ def prune(model: nn.Module, example_inputs: Any, budget: Budget, *, criterion: s
         >>> prune(model, torch.randn(1, 4), Budget(macs=0.5))[0].out_features
         4
     """
+    if not isinstance(budget, Budget):
+        raise BudgetError(f"prune takes a Budget, such as Budget(macs=0.5), not {budget!r}.")
     score = find_criterion(criterion)
     hyper = hyperize(model, example_inputs)
     ladder, cost = allowed_widths(hyper, budget), priced(hyper, budget)

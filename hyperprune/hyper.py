@@ -21,7 +21,7 @@ from hyperprune.cost import CostModel
 from hyperprune.coupling import Branch, CouplingMap, build, find_branches
 from hyperprune.edits import edited
 from hyperprune.errors import InputsError, ModelError, NothingPrunableError
-from hyperprune.generators import Generator, Lean, attach
+from hyperprune.generators import Generator, Lean, attach, generated
 from hyperprune.labels import Attention, flow, norms_in_groups
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
@@ -57,6 +57,7 @@ class HyperModel(nn.Module):
         coupling: what is tied to what, what stays and why; print it.
         cost: MACs and parameters at any widths.
         inputs: the example inputs, for the proof at export.
+        generated: names of the parameters that are generated.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -83,6 +84,7 @@ class HyperModel(nn.Module):
         self.coupling = coupling
         self.cost = cost
         self.inputs = inputs
+        self.generated = frozenset(generated(model))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
@@ -115,6 +117,20 @@ class HyperModel(nn.Module):
         """Return the widths of the network as it is now."""
         return self.coupling.plan(self.living().cpu().numpy())
 
+    def require_intact(self) -> None:
+        """Make sure that every layer with channels to lose is still the one that was hyperized.
+
+        Raises:
+            ModelError: one was replaced or wrapped since.
+        """
+        for site in self.coupling.sites:
+            path, _, name = site.tensor.rpartition(".")
+            if not _is_as_made(self.model, path, name, site.tensor in self.generated, (site.axis, len(site.units))):
+                raise ModelError(
+                    f"layer {path!r} was replaced or wrapped after hyperize: {name!r} is not what was hyperized. "
+                    "Change the model first (a new head, adapters), then call hyperize."
+                )
+
     def get_extra_state(self) -> Tensor:
         """Return the fingerprint of what the state belongs to, uint8 of shape ``[32]``; ``state_dict`` holds it.
 
@@ -142,6 +158,7 @@ class HyperModel(nn.Module):
         return f"groups={len(self.coupling.groups)}, units={self.coupling.units}"
 
 
+@torch.inference_mode(False)
 def hyperize(
     model: nn.Module,
     example_inputs: Any,
@@ -186,7 +203,10 @@ def hyperize(
     _check_model(model)
     if attention not in get_args(Attention):
         raise ModelError(f"attention must be one of {', '.join(map(repr, get_args(Attention)))}, not {attention!r}.")
-    inputs = ExampleInputs.of(example_inputs)
+    generator = Lean() if generator is None else generator
+    if isinstance(generator, type) or not isinstance(generator, Generator):
+        raise ModelError(f"generator must be a generator, such as DHP(), not {generator!r}.")
+    inputs = ExampleInputs.of(example_inputs).map(lambda t: t.clone() if t.is_inference() else t)
     _check_devices(model, inputs)
     base = _copy(model)
     _check_modes(base)
@@ -204,7 +224,7 @@ def hyperize(
     norms = norms_in_groups(trace.graph for trace in traces)
     coupling = _offered(base, inputs, couple, *_first_reading(norms, couple))
     found = replace(coupling, branches=find_branches(traces[0], coupling))
-    return _assemble(base, with_spared(base, found, inputs), Lean() if generator is None else generator, inputs)
+    return _assemble(base, with_spared(base, found, inputs), generator, inputs)
 
 
 def _offered(
@@ -330,7 +350,22 @@ def _assemble(model: nn.Module, coupling: CouplingMap, generator: Generator, inp
     attach(model, bank, coupling, generator, torch.initial_seed() % 2**63)
     hyper = HyperModel(model, bank, coupling, cost, inputs)
     hyper.norms = attach_norms(model, bank, coupling)
+    for part in (hyper, *bank.modules(), *hyper.norms.modules()):
+        part.training = model.training
     return hyper
+
+
+def _is_as_made(model: nn.Module, path: str, name: str, is_generated: bool, extent: tuple[int, int]) -> bool:
+    """Say whether a tensor is still generated, or still as long along an axis."""
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return False
+    if is_generated:
+        return parametrize.is_parametrized(module, name)
+    tensor = {**module._parameters, **module._buffers}.get(name)
+    axis, length = extent
+    return tensor is not None and tensor.ndim > axis and tensor.shape[axis] == length
 
 
 def _check_model(model: object) -> None:

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from hyperprune.batches import with_batch
-from hyperprune.errors import InputsError, LatencyError, ModelError
+from hyperprune.errors import InputsError, LatencyError, ModelError, UnknownNameError
 from hyperprune.memory import forward_peak, onnx_peak, weight_bytes
 from hyperprune.onnx_export import OnnxSession, export_onnx
 from hyperprune.stopwatch import Stopwatch
@@ -132,12 +132,12 @@ class LatencyComparison:
         """Return one row.
 
         Raises:
-            KeyError: it was not measured.
+            UnknownNameError: it was not measured.
         """
         for row in self.rows:
             if (row.backend, row.batch) == (backend, batch):
                 return row
-        raise KeyError(f"{backend} at batch {batch} was not measured")
+        raise UnknownNameError(f"{backend} at batch {batch} was not measured")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists, dicts, strings and numbers."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperprune.coupling import STAYS, Group
-from hyperprune.errors import ModelError
+from hyperprune.errors import ModelError, UnknownNameError
 
 
 class LatentBank(nn.Module):
@@ -75,12 +75,12 @@ class LatentBank(nn.Module):
         """Return the latent vector of one group, shape ``[group size]``, a view.
 
         Raises:
-            KeyError: no group has this name.
+            UnknownNameError: no group has this name.
         """
         for group in self.groups:
             if group.name == name:
                 return self.latents[group.units]
-        raise KeyError(f"no group {name!r}; there are: {', '.join(group.name for group in self.groups)}")
+        raise UnknownNameError(f"no group {name!r}; there are: {', '.join(group.name for group in self.groups)}")
 
     def living(self) -> Tensor:
         """Return which units have a gate that is not exactly zero, bool, shape ``[units]``."""

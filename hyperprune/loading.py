@@ -48,13 +48,12 @@ def load_model(spec: str, pretrained: bool = False) -> LoadedModel:
             return _from_timm(name, pretrained, arguments)
         if library == "torchvision" and name:
             return _from_torchvision(name, pretrained, arguments)
-        if ":" in plain:
-            module, _, factory = plain.partition(":")
-            return _from_factory(module, factory, arguments)
+        module, _, factory = plain.partition(":")
+        if module and factory:
+            return _from_factory(module, factory, pretrained, arguments)
     except TypeError as error:
-        if not arguments:
-            raise
-        raise ModelError(f"{plain} cannot be built with {', '.join(words)}: {error}") from error
+        given = f" with {', '.join(words)}" if words else f" without arguments; write them as in {plain},num_classes=5"
+        raise ModelError(f"{plain} cannot be built{given}: {error}") from error
     raise ModelError(
         f"{spec!r} names no model. Write timm/resnet50, torchvision/resnet50, or package.module:factory for your own."
     )
@@ -93,12 +92,19 @@ def _from_torchvision(name: str, pretrained: bool, arguments: Mapping[str, Any])
     return LoadedModel(models.get_model(name, **(parts | dict(arguments))), (3, size, size))
 
 
-def _from_factory(module: str, factory: str, arguments: Mapping[str, Any]) -> LoadedModel:
+def _from_factory(module: str, factory: str, pretrained: bool, arguments: Mapping[str, Any]) -> LoadedModel:
+    if pretrained:
+        raise ModelError(f"{module}:{factory} brings what weights it has: pretrained is for timm's and torchvision's.")
     try:
         build = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         raise ModelError(f"{module}:{factory} cannot be imported: {error}") from error
-    model: Any = build(**arguments)
+    try:
+        model: Any = build(**arguments)
+    except TypeError:
+        raise  # the caller knows the words
+    except Exception as error:  # whatever the user's constructor raises
+        raise ModelError(f"{module}:{factory} fails: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{module}:{factory} returned {type(model).__name__}, not a torch.nn.Module.")
     return LoadedModel(model, DEFAULT_SIZE)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hyperprune.errors import UnknownNameError
+
 
 @dataclass(frozen=True)
 class Rescale:
@@ -102,12 +104,12 @@ class WidthPlan:
         """Return how many positions stay along an axis that the plan slices.
 
         Raises:
-            KeyError: the plan does not slice this axis.
+            UnknownNameError: the plan does not slice this axis.
         """
         for cut in self.slices:
             if (cut.tensor, cut.axis) == (tensor, axis):
                 return len(cut.kept)
-        raise KeyError(f"the plan does not slice axis {axis} of {tensor!r}")
+        raise UnknownNameError(f"the plan does not slice axis {axis} of {tensor!r}")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists, dicts, strings and ints."""

@@ -128,13 +128,17 @@ def recalibrate_(model: Model, batches: Iterable[Any]) -> Model:
             device. All batches count alike: leave out a short last one.
 
     Raises:
-        RecoveryError: there is no batch, or the new statistics are not finite.
+        RecoveryError: no model or no batches are given, there is no batch, or the new statistics are not finite.
 
     Example:
         >>> model = nn.Sequential(nn.BatchNorm1d(1))
         >>> recalibrate_(model, [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0], [7.0]])])[0].running_mean
         tensor([4.])
     """
+    if not isinstance(model, nn.Module):
+        raise RecoveryError(f"recalibrate_ takes a model, then batches; the first is {type(model).__name__}.")
+    if isinstance(batches, torch.Tensor):
+        raise RecoveryError("recalibrate_ takes batches, as a data loader yields them; for a single one write [batch].")
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:
         return model

@@ -85,6 +85,7 @@ class Search:
         SearchError: an argument is of the wrong kind, the optimiser does not hold the latents, ``steps`` is less
             than 1, or the sparsifier has served another search.
         BudgetError: the budget is above the dense cost or below what the floors allow.
+        ModelError: a layer was replaced after ``hyperize``.
 
     Example:
         >>> from torch import nn
@@ -373,6 +374,7 @@ def search_of(hyper: HyperModel) -> Search | None:
 def _check_arguments(hyper: object, budget: object, sparsifier: object) -> None:
     if not isinstance(hyper, HyperModel):
         raise SearchError(f"Search takes what hyperize returned, not {type(hyper).__name__}.")
+    hyper.require_intact()
     if not isinstance(budget, Budget):
         raise SearchError(f"Search takes a Budget, such as Budget(macs=0.5), not {budget!r}.")
     if not isinstance(sparsifier, Sparsifier | None):

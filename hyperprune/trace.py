@@ -102,6 +102,13 @@ class ExampleInputs:
         """Return every example twice: in train mode, batch norm may insist on two."""
         return self.map(lambda t: torch.cat([t, t]) if t.ndim else t)
 
+    def refused(self, model: nn.Module, error: Exception) -> InputsError:
+        """Return the error that says that a model fails on these arguments."""
+        shapes = [f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in self.tensors()]
+        return InputsError(
+            f"{type(model).__name__} fails on the example inputs {shapes}: {type(error).__name__}: {error}"
+        )
+
     def copied(self) -> ExampleInputs:
         """Return copies, for a model that changes its inputs in place."""
         return self.map(torch.Tensor.clone)
@@ -296,10 +303,7 @@ def _warmed(model: nn.Module, inputs: ExampleInputs, training: bool) -> nn.Modul
         with torch.no_grad():
             inputs.copied().call(copy)
     except Exception as error:  # whatever the user's forward raises
-        shapes = [f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in inputs.tensors()]
-        raise InputsError(
-            f"{type(model).__name__} fails on the example inputs {shapes}: {type(error).__name__}: {error}"
-        ) from error
+        raise inputs.refused(model, error) from error
     drop_caches_(copy)
     return copy
 

@@ -65,6 +65,8 @@ def transfer_optimizer(hyper: HyperModel, slim: nn.Module, optimizer: Any) -> to
         >>> carried.state[slim[0].weight]["momentum_buffer"].shape
         torch.Size([3, 4])
     """
+    if not isinstance(hyper, HyperModel):
+        raise ModelError(f"transfer_optimizer takes what hyperize returned first, not {type(hyper).__name__}.")
     plan = hyper.plan()
     if plans_of(slim)[-1:] != (plan,):
         raise ModelError(

@@ -6,11 +6,25 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperprune import Budget, HyperpruneError, Search, export_pruned, hyperize, prune
+from hyperprune import (
+    DHP,
+    Budget,
+    HyperpruneError,
+    Lean,
+    Search,
+    export_pruned,
+    hyperize,
+    load_pruned,
+    prune,
+    recalibrate_,
+    transfer_optimizer,
+)
+from hyperprune.cost import Cost
 from hyperprune.errors import (
     BudgetError,
     InputsError,
@@ -18,7 +32,9 @@ from hyperprune.errors import (
     NothingPrunableError,
     SearchError,
     TraceError,
+    UnknownNameError,
 )
+from hyperprune.generators import Generator
 from tests.models import Net, assert_same, residual, sequential, snapshot, train
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -278,6 +294,98 @@ def test_a_budget_the_network_cannot_meet_is_refused_by_search_and_by_prune(budg
     with pytest.raises(BudgetError, match=message):
         prune(model, X, budget)
     assert_same(before, snapshot(model))
+
+
+@pytest.mark.parametrize("count", [np.int64(3_000), np.int32(3_000)])
+def test_a_budget_takes_numpys_integers(count: Any) -> None:
+    dense = Cost(macs=10_000, params=10_000)
+    assert Budget(macs=count, floor=np.int64(2)).limits(dense) == Budget(macs=3_000).limits(dense)
+
+
+def test_prune_wants_a_budget() -> None:
+    with pytest.raises(BudgetError, match=r"prune takes a Budget, such as Budget\(macs=0.5\), not 0.5"):
+        prune(residual(), X, 0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("generator", [DHP, "dhp"])
+def test_what_is_no_generator_is_refused(generator: Any) -> None:
+    with pytest.raises(ModelError, match="generator must be a generator, such as DHP"):
+        hyperize(residual(), X, generator=generator)
+
+
+def other_head(model: nn.Module) -> None:
+    model.head = nn.Linear(model.head.in_features, 7)  # type: ignore[union-attr, arg-type]
+
+
+def wrapped_stem(model: nn.Module) -> None:
+    model.stem = nn.Sequential(model.stem)  # type: ignore[arg-type]
+
+
+def no_norm(model: nn.Module) -> None:
+    model.norm = nn.Identity()
+
+
+@pytest.mark.parametrize("generator", [Lean(), DHP(embedding=2)], ids=["lean", "dhp"])
+@pytest.mark.parametrize(("change", "layer"), [(other_head, "head"), (wrapped_stem, "stem"), (no_norm, "norm")])
+def test_a_layer_replaced_after_hyperize_is_refused_before_the_search_and_before_the_export(
+    change: Callable[[nn.Module], None], layer: str, generator: Generator
+) -> None:
+    parts = {"stem": nn.Conv2d(3, 8, 3), "norm": nn.BatchNorm2d(8), "head": nn.Linear(8, 2)}
+    model = Net(parts, lambda net, x: net.head(net.norm(net.stem(x)).relu().mean((2, 3))))
+    hyper = hyperize(model, X, generator=generator)
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.1))
+    change(hyper.model)
+    for start in (lambda: Search(hyper, optimizer, Budget(macs=0.5), 5), lambda: export_pruned(hyper)):
+        with pytest.raises(ModelError, match=f"layer '{layer}' was replaced or wrapped after hyperize"):
+            start()
+
+
+def test_a_search_that_was_never_stepped_is_told_of_at_export() -> None:
+    hyper = hyperize(residual(), X)
+    search = Search(hyper, torch.optim.SGD(hyper.parameter_groups(lr=0.1)), Budget(macs=0.5), 5)
+    with pytest.warns(UserWarning, match="stands at step 0 of 5: each search.step"):
+        export_pruned(hyper)
+    assert not search.done
+
+
+def test_inference_mode_around_hyperize_and_export_leaves_networks_that_train() -> None:
+    with torch.inference_mode():
+        hyper = hyperize(residual(), torch.randn(1, 3, 16, 16))
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.01))
+    train(hyper, Search(hyper, optimizer, Budget(macs=0.5), 2), optimizer, X, 2)
+    with torch.inference_mode():
+        slim = export_pruned(hyper)
+    slim(X).sum().backward()
+    assert all(parameter.grad is not None for parameter in slim.parameters())
+
+
+def test_swapped_arguments_are_told_apart() -> None:
+    hyper = hyperize(residual(), X)
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.1))
+    slim = export_pruned(hyper)
+    swapped: list[tuple[Callable[[], Any], str]] = [
+        (lambda: transfer_optimizer(slim, hyper, optimizer), "takes what hyperize returned first"),  # type: ignore[arg-type]
+        (lambda: load_pruned("slim.safetensors", slim), "takes the dense model, then the file"),  # type: ignore[arg-type]
+        (lambda: recalibrate_([X], slim), "takes a model, then batches"),  # type: ignore[type-var]
+        (lambda: recalibrate_(slim, X), r"for a single one write \[batch\]"),
+    ]
+    for call, message in swapped:
+        with pytest.raises(HyperpruneError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_model_is_that_of_the_whole(training: bool) -> None:
+    hyper = hyperize(residual().train(training), X)
+    assert {hyper.training, hyper.bank.training, hyper.model.training} == {training}
+
+
+def test_a_name_that_is_not_there_is_an_error_of_ours_and_a_key_error() -> None:
+    hyper = hyperize(residual(), X)
+    with pytest.raises(UnknownNameError, match=r"^the analysis met no layer 'nope'; it met: "):
+        hyper.coupling.explain("nope")
+    assert issubclass(UnknownNameError, KeyError)
+    assert issubclass(UnknownNameError, HyperpruneError)
 
 
 def test_exporting_a_plain_module_is_refused() -> None:

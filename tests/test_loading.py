@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from torch import nn
@@ -21,6 +22,10 @@ def build_wide(width: int, head: str = "none") -> nn.Module:
 
 def build_nothing() -> str:
     return "not a module"
+
+
+def build_failing() -> nn.Module:
+    raise ValueError("no licence")
 
 
 class TestNames:
@@ -54,6 +59,9 @@ class TestNames:
             ("no_such_module:f", "cannot be imported"),
             (f"{__name__}:build_nothing", "returned str"),
             (f"{__name__}:build_small,width=3", "cannot be built with width=3"),
+            (f"{__name__}:build_wide", "cannot be built without arguments; write them as in"),
+            (f"{__name__}:build_failing", "fails: ValueError: no licence"),
+            (":build_small", "names no model"),
             ("torchvision/resnet18,classes=3", "cannot be built with classes=3"),
             ("timm/resnet10t,5", "no argument"),
             ("timm/resnet10t,num_classes=", "no argument"),
@@ -62,6 +70,19 @@ class TestNames:
     def test_a_name_that_is_not_understood_is_an_error_that_helps(self, spec, hint):
         with pytest.raises(ModelError, match=hint):
             load_model(spec)
+
+    def test_a_factory_has_no_weights_to_be_asked_for(self):
+        with pytest.raises(ModelError, match="brings what weights it has"):
+            load_model(f"{__name__}:build_small", pretrained=True)
+
+    def test_a_factory_in_the_users_folder_is_found(self, tmp_path, monkeypatch, capsys):
+        (tmp_path / "nets_of_a_user.py").write_text(
+            "from torch import nn\ndef small():\n    return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        assert main(["inspect", "nets_of_a_user:small", "--input", "4"]) == 0
+        assert "8 units" in capsys.readouterr().out
 
 
 class TestInspect:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from hyperprune.cost import Cost
 from hyperprune.errors import BudgetError
@@ -98,7 +99,7 @@ def _limit(resource: str, amount: Amount, dense: Cost) -> int:
         raise BudgetError(
             f"this cost model does not price {resource}: prepare it with hyperprune.metering.priced(hyper, budget)."
         )
-    limit = math.floor(amount * full) if isinstance(amount, float) else amount
+    limit = math.floor(amount * full) if isinstance(amount, float) else int(amount)
     if limit > full:
         name, asked = shown(resource, limit).split("=")
         raise BudgetError(
@@ -111,14 +112,14 @@ def _limit(resource: str, amount: Amount, dense: Cost) -> int:
 def _check_amount(name: str, value: object) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (Integral, float)):
         raise BudgetError(f"{name} must be a float in (0, 1] or a positive int, not {value!r}.")
     if isinstance(value, float) and not 0 < value <= 1:
         raise BudgetError(
             f"{name}={value} is outside (0, 1]. A float is a fraction of the dense cost; "
             "for an absolute count pass an int."
         )
-    if isinstance(value, int) and value < 1:
+    if isinstance(value, Integral) and value < 1:
         raise BudgetError(f"{name}={value} must be at least 1.")
 
 
@@ -137,7 +138,7 @@ def _is_sound(value: object) -> bool:
 
 
 def _check_whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise BudgetError(f"{name} must be an integer of at least 1, not {value!r}.")
 
 

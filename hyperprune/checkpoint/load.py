@@ -50,6 +50,8 @@ def load_pruned(model: nn.Module | str, path: str | Path, *, moved_from: str | N
     Example:
         >>> slim = load_pruned("timm/resnet50", "slim.safetensors")  # doctest: +SKIP
     """
+    if not isinstance(path, (str, Path)):
+        raise CheckpointError(f"load_pruned takes the dense model, then the file; the second is {type(path).__name__}.")
     document, stored = read_slim(path)
     slim = load_model(model).model if isinstance(model, str) else _copied(model)
     with _named(path):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperprune.cli.parsing import MODEL, size
-from hyperprune.errors import HyperpruneError
 
 if TYPE_CHECKING:
     from hyperprune.cli.parsing import Commands
@@ -40,11 +39,12 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--input", type=size, default=None, metavar="CxHxW", help="size of one input (default: the model's own)"
     )
-    parser.add_argument("--layer", default=None, metavar="NAME", help="explain one layer instead of showing the table")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--layer", default=None, metavar="NAME", help="explain one layer instead of showing the table")
     parser.add_argument(
         "--plot", type=Path, default=None, metavar="FILE", help="draw the groups too (.png, .svg or .pdf)"
     )
-    parser.add_argument("--json", action="store_true", help="print the coupling as JSON")
+    shown.add_argument("--json", action="store_true", help="print the coupling as JSON")
     parser.set_defaults(run=_run)
 
 
@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         print(hyper.coupling.dumps())
     elif options.layer:
-        print(_explain(hyper.coupling, options.layer))
+        print(hyper.coupling.explain(options.layer))
     else:
         print(hyper.coupling)
 
@@ -70,10 +70,3 @@ def _draw(coupling: CouplingMap, path: Path, title: str) -> None:
     from hyperprune.plots import plot_groups, save_figure
 
     print(f"wrote {save_figure(plot_groups(coupling, title), path)}", file=sys.stderr)
-
-
-def _explain(coupling: CouplingMap, layer: str) -> str:
-    try:
-        return coupling.explain(layer)
-    except KeyError as error:
-        raise HyperpruneError(error.args[0]) from error

@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: from argparse, with status 2 on wrong usage and 0 after ``--help`` or ``--version``.
     """
     options = build_parser().parse_args(arguments)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # package.module:factory in the user's folder, as `python -m hyperprune` finds it
     try:
         options.run(options)
     except HyperpruneError as error:

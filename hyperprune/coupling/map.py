@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hyperprune.coupling.show import coupling_table, explanation
+from hyperprune.errors import UnknownNameError
 from hyperprune.labels import NormKind
 from hyperprune.plan import Closing, Rescale, Resize, Slice, Spared, WidthPlan
 
@@ -264,12 +265,12 @@ class CouplingMap:
         """Return the group of this name, or the one whose channels the named layer makes.
 
         Raises:
-            KeyError: no such group; the message lists those that exist.
+            UnknownNameError: no such group; the message lists those that exist.
         """
         for group in self.groups:
             if group.name == name or name in group.makers:
                 return group
-        raise KeyError(f"no group {name!r}; there are: {', '.join(group.name for group in self.groups)}")
+        raise UnknownNameError(f"no group {name!r}; there are: {', '.join(group.name for group in self.groups)}")
 
     def of_unit(self) -> np.ndarray:
         """Return for every unit the index of its group, shape ``[units]``."""
@@ -348,7 +349,7 @@ class CouplingMap:
         """Say in words what the channels of one layer are tied to, through which calls, and what stays.
 
         Raises:
-            KeyError: the analysis met no such layer.
+            UnknownNameError: the analysis met no such layer.
         """
         return explanation(self, layer)
 

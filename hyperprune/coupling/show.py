@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from hyperprune.errors import UnknownNameError
+
 if TYPE_CHECKING:
     from hyperprune.coupling.map import CouplingMap, Group
 
@@ -57,7 +59,7 @@ def explanation(coupling: CouplingMap, layer: str) -> str:
             lines.append(f"{stays.channels} channels made by {layer} stay: {stays.reason}{where}.")
     if not lines:
         known = sorted({name for group in coupling.groups for name in (*group.makers, *group.readers)})
-        raise KeyError(f"the analysis met no layer {layer!r}; it met: {', '.join(known)}")
+        raise UnknownNameError(f"the analysis met no layer {layer!r}; it met: {', '.join(known)}")
     return "\n".join(lines)
 
 

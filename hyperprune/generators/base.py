@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from typing import Protocol, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,7 @@ class GatedRows(Generated):
         return gated(weight, self.rows().to(weight.dtype).view(-1, *[1] * (weight.ndim - 1)))
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Chooses how the weights of a network are generated."""
 
@@ -116,6 +117,13 @@ def attach(model: nn.Module, bank: LatentBank, coupling: CouplingMap, generator:
             made.order = tuple(module._parameters)
             parametrize.register_parametrization(module, name, made, unsafe=True)
             make_again_(module, weight)
+
+
+def generated(model: nn.Module) -> Iterator[str]:
+    """Yield the names of the parameters of a model that are generated."""
+    for path, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            yield from (f"{path}.{name}" if path else name for name in module.parametrizations)
 
 
 def detach(model: nn.Module) -> None:

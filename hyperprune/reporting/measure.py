@@ -109,7 +109,10 @@ def macs_by_module(model: nn.Module, inputs: ExampleInputs) -> Counter[str]:
         seen = total
 
     with MultiplyCounter(display=False) as counter, _watched(model, running, settle), _attention_written_out():
-        run_eval(model, inputs.suiting(model))
+        try:
+            run_eval(model, inputs.suiting(model))
+        except Exception as error:  # whatever the user's forward raises
+            raise inputs.refused(model, error) from error
         settle()
     return +macs
 

@@ -51,6 +51,13 @@ def test_a_missing_checkpoint_and_a_page_that_is_a_folder_are_errors(
     assert "is a folder" in capsys.readouterr().err
 
 
+def test_an_input_that_the_model_does_not_take_is_an_error(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words[:-1], "1x16x16"]) == cli.EXIT_FAILED
+    assert "fails on the example inputs" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_another_architecture_is_an_error(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", "tests.models:sequential", *words[2:]]) == cli.EXIT_FAILED
     assert capsys.readouterr().err.startswith("hyperprune: ")
