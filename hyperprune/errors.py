@@ -5,6 +5,18 @@ Each message says what is wrong, where (layer, operation, source line when there
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+
+def listed(items: Iterable[object]) -> str:
+    """Return things in words, sorted, for a message.
+
+    Example:
+        >>> listed({"cuda:0", "cpu"})
+        'cpu, cuda:0'
+    """
+    return ", ".join(sorted(map(str, items)))
+
 
 class HyperpruneError(Exception):
     """Base of every error raised on purpose by hyperprune.

@@ -20,7 +20,7 @@ from hyperprune.copies import copied
 from hyperprune.cost import CostModel
 from hyperprune.coupling import Branch, CouplingMap, build, find_branches
 from hyperprune.edits import edited
-from hyperprune.errors import InputsError, ModelError, NothingPrunableError
+from hyperprune.errors import InputsError, ModelError, NothingPrunableError, listed
 from hyperprune.generators import Generator, Lean, attach, generated
 from hyperprune.labels import Attention, flow, norms_in_groups
 from hyperprune.latents import LatentBank
@@ -477,13 +477,9 @@ def _check_devices(model: nn.Module, inputs: ExampleInputs) -> None:
     strangers = {tensor.device for tensor in inputs.tensors()} - devices
     if strangers:
         raise InputsError(
-            f"the example inputs are on {_listed(strangers)}, the model on {_listed(devices)}. "
+            f"the example inputs are on {listed(strangers)}, the model on {listed(devices)}. "
             "Move one to the other: x.to(next(model.parameters()).device)."
         )
-
-
-def _listed(items: Iterable[object]) -> str:
-    return ", ".join(sorted(str(item) for item in items))
 
 
 def _copy(model: nn.Module) -> nn.Module:

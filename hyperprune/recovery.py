@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hyperprune.errors import RecoveryError
+from hyperprune.errors import RecoveryError, listed
 from hyperprune.trace import ExampleInputs, modes_kept
 from hyperprune.verify import eval_mode
 
@@ -96,7 +96,7 @@ class Distillation:
         strangers = {tensor.device for tensor in arguments.tensors()} - homes
         if homes and strangers:
             raise RecoveryError(
-                f"the inputs are on {_listed(strangers)}, the teacher on {_listed(homes)}. The teacher is not moved "
+                f"the inputs are on {listed(strangers)}, the teacher on {listed(homes)}. The teacher is not moved "
                 "for you: call teacher.to(device) once, before the loop."
             )
 
@@ -179,7 +179,3 @@ def _inputs_of(batch: Any) -> ExampleInputs:
 def _check_finite(layers: list[_BatchNorm]) -> None:
     if not all(bool(value.isfinite().all()) for layer in layers for value in layer.buffers()):
         raise RecoveryError("the statistics of these batches are not finite; the old ones stay. Look at the inputs.")
-
-
-def _listed(items: Iterable[object]) -> str:
-    return ", ".join(sorted(str(item) for item in items))

@@ -121,7 +121,7 @@ def attach(model: nn.Module, bank: LatentBank, coupling: CouplingMap, generator:
 
 def generated(model: nn.Module) -> Iterator[str]:
     """Yield the names of the parameters of a model that are generated."""
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         if parametrize.is_parametrized(module):
             yield from (f"{path}.{name}" if path else name for name in module.parametrizations)
 

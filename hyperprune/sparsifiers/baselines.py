@@ -13,6 +13,7 @@ from hyperprune.latents import LatentBank
 from hyperprune.sparsifiers.actions import Cut
 from hyperprune.sparsifiers.base import Prices, Score, Sparsifier
 from hyperprune.sparsifiers.priced import Priced, Wrapping, unmet
+from hyperprune.sparsifiers.scores import MovingAverage
 
 
 class WeightNorm:
@@ -91,46 +92,12 @@ def _rank(worth: Tensor) -> Tensor:
     return (worth.argsort(stable=True).argsort() + 0.5) / len(worth)
 
 
-class FirstOrder:
-    """Moving average of |z dL/dz|, the size of the first-order change of the loss when the unit is removed.
-
-    Args:
-        decay: share of the old average that a step keeps.
-
-    Attributes:
-        average: the average, shape ``[units]``, NaN for units not seen yet; None before the first gradient.
-    """
-
-    def __init__(self, decay: float = 0.95) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), not {decay}")
-        self.decay = decay
-        self.average: Tensor | None = None
+class FirstOrder(MovingAverage):
+    """Moving average of |z dL/dz|, the size of the first-order change of the loss when the unit is removed."""
 
     def change(self, gates: Tensor, gradient: Tensor) -> Tensor:
         """Return what one batch says of each unit."""
         return (gates * gradient).abs()
-
-    @torch.no_grad()
-    def observe(self, bank: LatentBank, gradient: Tensor) -> None:
-        """Take one gradient in; units whose gate is zero, or whose change is not finite, keep their average."""
-        gates = bank.gates()
-        change = self.change(gates, gradient)
-        old = torch.full_like(change, torch.nan) if self.average is None else self.average.to(change)
-        new = torch.where(old.isnan(), change, torch.lerp(change, old, self.decay))
-        self.average = torch.where((gates != 0) & change.isfinite(), new, old)
-
-    def scores(self, bank: LatentBank) -> Tensor:
-        """Return the average's size; zero for units not seen yet."""
-        return torch.zeros_like(bank.alive) if self.average is None else self.average.abs().nan_to_num(0.0)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the average."""
-        return {"average": None if self.average is None else self.average.clone()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the average back."""
-        self.average = None if state["average"] is None else state["average"].clone()
 
 
 class SignedFirstOrder(FirstOrder):

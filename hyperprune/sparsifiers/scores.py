@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,20 +9,15 @@ from torch import Tensor
 
 from hyperprune.latents import LatentBank
 
-UNSEEN = -1.0  # no square is negative
 
-
-class Saliency:
-    """Moving average of (z dL/dz)^2, the squared first-order change of the loss when the unit is removed.
-
-    Squared because the gradient of a trained network changes sign from batch to batch (Liu et al., "Group
-    Fisher Pruning", ICML 2021, accumulate the same quantity per example).
+class MovingAverage:
+    """Base of scores that average over batches what each says of a unit.
 
     Args:
         decay: share of the old average that a step keeps.
 
     Attributes:
-        average: the average, shape ``[units]``, -1 for units not seen yet; None before the first gradient.
+        average: the average, shape ``[units]``, NaN for units not seen yet; None before the first gradient.
     """
 
     def __init__(self, decay: float = 0.95) -> None:
@@ -32,18 +26,22 @@ class Saliency:
         self.decay = decay
         self.average: Tensor | None = None
 
+    def change(self, gates: Tensor, gradient: Tensor) -> Tensor:
+        """Return what one batch says of each unit, shape ``[units]``."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def observe(self, bank: LatentBank, gradient: Tensor) -> None:
-        """Take one gradient in; units whose gate is zero, or whose square is not finite, keep their average."""
+        """Take one gradient in; units whose gate is zero, or whose change is not finite, keep their average."""
         gates = bank.gates()
-        square = (gates * gradient).square()
-        old = torch.full_like(square, UNSEEN) if self.average is None else self.average.to(square)
-        new = torch.where(old < 0, square, torch.lerp(square, old, self.decay))
-        self.average = torch.where((gates != 0) & (square < math.inf), new, old)
+        change = self.change(gates, gradient)
+        old = torch.full_like(change, torch.nan) if self.average is None else self.average.to(change)
+        new = torch.where(old.isnan(), change, torch.lerp(change, old, self.decay))
+        self.average = torch.where((gates != 0) & change.isfinite(), new, old)
 
     def scores(self, bank: LatentBank) -> Tensor:
-        """Return the average; zero for units not seen yet."""
-        return torch.zeros_like(bank.alive) if self.average is None else self.average.clamp_min(0)
+        """Return the average's size; zero for units not seen yet."""
+        return torch.zeros_like(bank.alive) if self.average is None else self.average.abs().nan_to_num(0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average."""
@@ -52,6 +50,18 @@ class Saliency:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the average back."""
         self.average = None if state["average"] is None else state["average"].clone()
+
+
+class Saliency(MovingAverage):
+    """Moving average of (z dL/dz)^2, the squared first-order change of the loss when the unit is removed.
+
+    Squared because the gradient of a trained network changes sign from batch to batch (Liu et al., "Group
+    Fisher Pruning", ICML 2021, accumulate the same quantity per example).
+    """
+
+    def change(self, gates: Tensor, gradient: Tensor) -> Tensor:
+        """Return the square of one batch."""
+        return (gates * gradient).square()
 
 
 class Size:
