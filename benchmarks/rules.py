@@ -18,6 +18,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import mean, stdev
@@ -262,6 +263,7 @@ def unpruned(bench: Bench, feed: Iterator[Batch]) -> Start:
 ROWS: dict[str, tuple[Maker, ...]] = {
     "dense, trained as long": (unpruned,),
     "search, Fisher (default)": (searched(Fisher),),
+    "search, Fisher(balance=0)": (searched(partial(Fisher, balance=0.0)),),
     "search, L1Proximal": (searched(L1Proximal),),
     "search, PublishedL1": (searched(PublishedL1),),
     "prune(criterion='magnitude')": (pruned_at_once("magnitude"),),

@@ -84,7 +84,7 @@ class HyperModel(nn.Module):
         self.coupling = coupling
         self.cost = cost
         self.inputs = inputs
-        self.generated = frozenset(generated(model))
+        self.generated: frozenset[str] = frozenset()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
@@ -350,6 +350,7 @@ def _assemble(model: nn.Module, coupling: CouplingMap, generator: Generator, inp
     attach(model, bank, coupling, generator, torch.initial_seed() % 2**63)
     hyper = HyperModel(model, bank, coupling, cost, inputs)
     hyper.norms = attach_norms(model, bank, coupling)
+    hyper.generated = frozenset(generated(model))
     for part in (hyper, *bank.modules(), *hyper.norms.modules()):
         part.training = model.training
     return hyper
