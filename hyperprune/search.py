@@ -314,7 +314,7 @@ class Search:
         self.done = True
 
     def _scores(self) -> np.ndarray:
-        scores: np.ndarray = self._sparsifier.scores(self._bank).detach().double().cpu().numpy()
+        scores: np.ndarray = self._sparsifier.scores(self._bank).detach().cpu().double().numpy()
         if not np.isfinite(scores).all():
             raise SearchError(
                 f"{type(self._sparsifier.score).__name__} gave {int((~np.isfinite(scores)).sum())} scores that are not "

@@ -32,7 +32,7 @@ class WeightNorm:
         """Gradients act through the optimiser alone."""
 
     def scores(self, bank: LatentBank) -> Tensor:
-        """Return the norms of the weights as they are now."""
+        """Return the norms of the weights as they are now, on the CPU."""
         if self._hyper is None:
             raise unmet(self)
         hyper = self._hyper
@@ -41,7 +41,7 @@ class WeightNorm:
         for group in bank.groups:
             part = norms[group.units]
             part *= part.mean() / part[living[group.units]].mean().clamp_min(1e-300)
-        return norms.to(bank.alive.device)
+        return norms
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the network is the state."""
@@ -58,10 +58,10 @@ class Draw(Priced):
         self.seed = seed
 
     def scores(self, bank: LatentBank) -> Tensor:
-        """Return uniform draws times prices."""
+        """Return uniform draws times prices, on the CPU."""
         rng = torch.Generator().manual_seed(self.seed)
         draws = torch.rand(bank.alive.numel(), generator=rng, dtype=torch.float64)
-        return draws.to(bank.alive.device) * self.prices(bank)
+        return draws * self.prices(bank)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the seed."""
@@ -82,8 +82,8 @@ class Rank(Wrapping):
     """
 
     def scores(self, bank: LatentBank) -> Tensor:
-        """Return ranks in (0, 1) times prices; the dead rank lowest."""
-        worth = torch.where(bank.living(), self.within.scores(bank).to(bank.alive.device), -1.0).double()
+        """Return ranks in (0, 1) times prices, on the CPU; the dead rank lowest."""
+        worth = torch.where(bank.living().cpu(), self.within.scores(bank).cpu().double(), -1.0)
         shares = torch.cat([_rank(worth[group.units]) for group in bank.groups])
         return shares * self.prices(bank)
 

@@ -25,14 +25,16 @@ class Priced:
         self._prices = prices
 
     def prices(self, bank: LatentBank) -> Tensor:
-        """Return what one unit costs at the present widths, relative to the mean, float64, shape ``[units]``.
+        """Return what one unit costs at the present widths, relative to the mean, shape ``[units]``.
+
+        In float64, which not every device has, so on the CPU.
 
         Raises:
             SearchError: the score has met no network.
         """
         if self._prices is None:
             raise unmet(self)
-        return torch.from_numpy(self._prices(bank.living())).to(bank.alive.device)
+        return torch.from_numpy(self._prices(bank.living()))
 
     def observe(self, bank: LatentBank, gradient: Tensor) -> None:
         """Gradients act through the optimiser alone."""
@@ -97,18 +99,18 @@ class Balanced(Wrapping):
         self.factor: Tensor | None = None
 
     def scores(self, bank: LatentBank) -> Tensor:
-        """Return the inner scores times the factor."""
-        scores = self.within.scores(bank).double()
+        """Return the inner scores times the factor, on the CPU."""
+        scores = self.within.scores(bank).cpu().double()
         if self.factor is None and bool(scores.any()):
             self.factor = self._yields(scores, bank) ** -self.balance
-        return scores if self.factor is None else scores * self.factor.to(scores.device)
+        return scores if self.factor is None else scores * self.factor.cpu()
 
     def _yields(self, scores: Tensor, bank: LatentBank) -> Tensor:
         """Return the mean score per price of each unit's group, relative to the mean over groups, shape ``[units]``."""
-        living = bank.living()
+        living = bank.living().cpu()
         each = scores * living / self.prices(bank)
         sums = torch.stack([each[g.units].sum() / living[g.units].sum().clamp_min(1) for g in bank.groups])
-        sizes = torch.tensor([group.size for group in bank.groups], device=scores.device)
+        sizes = torch.tensor([group.size for group in bank.groups])
         return (sums / sums.mean()).clamp_min(POOREST).repeat_interleave(sizes)
 
     def state_dict(self) -> dict[str, Any]:
