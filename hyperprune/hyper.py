@@ -38,7 +38,7 @@ from hyperprune.rehearsal import (
 )
 from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
-from hyperprune.trace import ExampleInputs, drop_caches_, trace
+from hyperprune.trace import ExampleInputs, drop_caches_, is_of_libraries, trace
 from hyperprune.verify import Proof, compare, rounding, run_eval
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -211,8 +211,8 @@ def hyperize(
     base = _copy(model)
     _check_modes(base)
     traces = trace(base, inputs)
-    if not all(map(torch.equal, base.parameters(), model.parameters())):  # forward() sets some at its first run
-        base = _copy(model)
+    if not is_of_libraries(base) and not all(map(torch.equal, base.parameters(), model.parameters())):
+        base = _copy(model)  # forward() sets some parameters at its first run
     drop_caches_(base)
     unreached = {name for name, _ in base.named_parameters()} - set().union(*(t.used() for t in traces))
     kept, changing = _kept(model, keep, only), edited(base, inputs)

@@ -285,9 +285,12 @@ def _members(
     free[list(reasons)] = False
     kind = np.zeros(size, dtype=np.int64)
     homes: list[Homes] = [()]
+    counted: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}  # a norm's vectors have the roots of the layer before it
     for at, axis in enumerate(axes):
-        found, counts = np.unique(axis.roots, return_counts=True)
-        found, counts = found[free[found]], counts[free[found]]
+        key = axis.roots.tobytes()
+        if key not in counted:
+            counted[key] = np.unique(axis.roots[free[axis.roots]], return_counts=True)
+        found, counts = counted[key]
         most = int(counts.max(initial=0)) + 1
         pairs, inverse = np.unique(kind[found] * most + counts, return_inverse=True)
         kind[found] = len(homes) + inverse

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -109,7 +110,7 @@ def _rescale_(model: nn.Module, rescale: Rescale) -> None:
 def _sliced(tensor: Tensor, slices: list[Slice]) -> Tensor:
     data = tensor.detach()
     for cut in slices:
-        data = data.index_select(cut.axis, torch.tensor(cut.kept, dtype=torch.long, device=data.device))
+        data = data.index_select(cut.axis, torch.from_numpy(np.array(cut.kept, dtype=np.int64)).to(data.device))
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         return data.contiguous(memory_format=torch.channels_last)
     return data
