@@ -145,3 +145,34 @@ def test_keyword_arguments_are_traced_too() -> None:
 def test_inputs_of_any_other_kind_are_refused(bad: object) -> None:
     with pytest.raises(InputsError, match="example inputs"):
         ExampleInputs.of(bad)
+
+
+def hooked(model: nn.Module) -> nn.Module:
+    model.register_forward_hook(lambda module, inputs, output: None)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "runs"),
+    [
+        (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), False),
+        (hooked(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))), True),
+        (Net({"a": nn.Linear(4, 2)}, lambda net, x: net.a(x)), True),
+    ],
+    ids=["torch's own", "with a hook", "own class"],
+)
+def test_only_code_that_may_keep_tensors_runs_before_it_is_followed(model: nn.Module, runs: bool) -> None:
+    real: list[bool] = []
+    watch = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: real.append(isinstance(module, nn.Linear) and type(output) is Tensor)
+    )
+    try:
+        traced(model, torch.ones(1, 4))
+    finally:
+        watch.remove()
+    assert any(real) == runs
+
+
+def test_inputs_that_layers_of_libraries_do_not_take_are_refused_as_inputs() -> None:
+    with pytest.raises(InputsError, match=r"Sequential fails on the example inputs \['\(1, 5\)"):
+        traced(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.ones(1, 5))
