@@ -37,17 +37,17 @@ ZOO = [
     torchvision("mobilenet_v2"),
     torchvision("mobilenet_v3_large"),
     torchvision("shufflenet_v2_x1_0"),
-    torchvision("googlenet", init_weights=False),
     torchvision("resnext50_32x4d"),
     torchvision("efficientnet_b0"),
-    torchvision("regnet_y_400mf"),
     torchvision("squeezenet1_0"),
-    timm("ghostnet_100"),
     timm("repvgg_a0"),
 ]
 QUICK_AS_DHP = {"resnet18", "mobilenet_v2", "squeezenet1_0"}
-LARGE = [  # the table of docs/zoo.md has these and 320 more
+LARGE = [  # or slow; the table of docs/zoo.md has these and 320 more
     torchvision("densenet121"),
+    torchvision("googlenet", init_weights=False),
+    torchvision("regnet_y_400mf"),
+    timm("ghostnet_100"),
     torchvision("vgg11_bn", size=32),
     torchvision("mnasnet1_0"),
     timm("dla34"),
