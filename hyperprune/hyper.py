@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from hyperprune.budget import Budget, Ladder
 from hyperprune.copies import copied
 from hyperprune.cost import CostModel
-from hyperprune.coupling import Branch, CouplingMap, build, find_branches
+from hyperprune.coupling import Branch, CouplingMap, Site, build, find_branches
 from hyperprune.edits import edited
 from hyperprune.errors import InputsError, ModelError, NothingPrunableError, listed
 from hyperprune.generators import Generator, Lean, attach, generated
@@ -76,15 +76,18 @@ class HyperModel(nn.Module):
         coupling: CouplingMap,
         cost: CostModel,
         inputs: ExampleInputs,
+        norms: nn.ModuleList | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.bank = bank
-        self.norms = nn.ModuleList()
+        self.norms = nn.ModuleList() if norms is None else norms
         self.coupling = coupling
         self.cost = cost
         self.inputs = inputs
-        self.generated: frozenset[str] = frozenset()
+        self.generated = frozenset(generated(model))
+        for part in (self, *bank.modules(), *self.norms.modules()):
+            part.training = model.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
@@ -124,8 +127,8 @@ class HyperModel(nn.Module):
             ModelError: one was replaced or wrapped since.
         """
         for site in self.coupling.sites:
-            path, _, name = site.tensor.rpartition(".")
-            if not _is_as_made(self.model, path, name, site.tensor in self.generated, (site.axis, len(site.units))):
+            if not _is_as_made(self.model, site, site.tensor in self.generated):
+                path, _, name = site.tensor.rpartition(".")
                 raise ModelError(
                     f"layer {path!r} was replaced or wrapped after hyperize: {name!r} is not what was hyperized. "
                     "Change the model first (a new head, adapters), then call hyperize."
@@ -348,25 +351,20 @@ def _assemble(model: nn.Module, coupling: CouplingMap, generator: Generator, inp
     bank = LatentBank(coupling.groups)
     bank.to(next(model.parameters()).device)
     attach(model, bank, coupling, generator, torch.initial_seed() % 2**63)
-    hyper = HyperModel(model, bank, coupling, cost, inputs)
-    hyper.norms = attach_norms(model, bank, coupling)
-    hyper.generated = frozenset(generated(model))
-    for part in (hyper, *bank.modules(), *hyper.norms.modules()):
-        part.training = model.training
-    return hyper
+    return HyperModel(model, bank, coupling, cost, inputs, attach_norms(model, bank, coupling))
 
 
-def _is_as_made(model: nn.Module, path: str, name: str, is_generated: bool, extent: tuple[int, int]) -> bool:
-    """Say whether a tensor is still generated, or still as long along an axis."""
+def _is_as_made(model: nn.Module, site: Site, is_generated: bool) -> bool:
+    """Say whether a site's tensor is still generated, or else still as long along its axis."""
+    path, _, name = site.tensor.rpartition(".")
     try:
         module = model.get_submodule(path)
     except AttributeError:
         return False
     if is_generated:
         return parametrize.is_parametrized(module, name)
-    tensor = {**module._parameters, **module._buffers}.get(name)
-    axis, length = extent
-    return tensor is not None and tensor.ndim > axis and tensor.shape[axis] == length
+    tensor = getattr(module, name, None)
+    return isinstance(tensor, Tensor) and tensor.shape[site.axis : site.axis + 1] == (len(site.units),)
 
 
 def _check_model(model: object) -> None:

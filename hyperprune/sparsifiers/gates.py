@@ -151,7 +151,7 @@ class Gates(ABC):
         if self._step % press.patience == 0:
             self._prices = prices
         if self.phi is None and self._step >= press.patience:
-            self.phi = self.spread * self._ranked(prices)
+            self.phi = self.spread * self._ranked(press.bank, prices)
         if self.phi is None:
             press.bank.latents.copy_(self._base)
             return
@@ -161,10 +161,9 @@ class Gates(ABC):
             self.threshold = self.steered(self.phi, prices, (prices * ~press.doomed).sum())
         self._write_(press.bank, self._base, self.phi, self.threshold)
 
-    def _ranked(self, prices: Tensor) -> Tensor:
+    def _ranked(self, bank: LatentBank, prices: Tensor) -> Tensor:
         """Return the normal scores of saliency per price: its order only, so outliers do no harm."""
-        average = self._start.average
-        merit = torch.zeros_like(prices) if average is None else average.clamp_min(0) / prices.clamp_min(1e-12)
+        merit = self._start.scores(bank) / prices.clamp_min(1e-12)
         order = merit.argsort(stable=True).argsort()
         return torch.special.ndtri((order + 0.5) / len(order)).to(prices)
 

@@ -287,3 +287,14 @@ def test_the_network_compiles_into_one_graph() -> None:
 def test_bad_numbers_are_refused(bad: Callable[[], Sparsifier]) -> None:
     with pytest.raises(ValueError, match="must be at least 0"):
         bad()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_unit_without_a_finite_gradient_so_far_starts_last(rule: str) -> None:
+    bank = LatentBank((Group("a", 0, 4, 1, ("a",), ("b",), ()),))
+    score = RULES[rule]().score
+    assert isinstance(score, Gates)
+    score.observe(bank, torch.tensor([0.3, float("nan"), 0.1, 0.2]))
+    score.press_(Press(bank, torch.zeros(4, dtype=torch.bool), torch.ones(4), 0.1, 1))
+    assert score.phi is not None
+    assert score.phi.argsort().tolist() == [1, 2, 3, 0]

@@ -62,10 +62,8 @@ def test_without_balance_the_scores_are_the_inner_ones_and_whole_balance_lets_gr
 def test_half_a_balance_leaves_the_root_of_what_sets_groups_apart() -> None:
     hyper, budget = network(), Budget(macs=0.5)
     scores = uneven(hyper)
-    before, after = (
-        yields(hyper, scores, budget),
-        yields(hyper, balanced(hyper, scores, 0.5).scores(hyper.bank), budget),
-    )
+    halved = balanced(hyper, scores, 0.5).scores(hyper.bank)
+    before, after = yields(hyper, scores, budget), yields(hyper, halved, budget)
     assert np.array(after) / after[0] == pytest.approx(np.sqrt(np.array(before) / before[0]))
 
 
