@@ -85,7 +85,8 @@ def removes_half_exactly(row: Row, times: int = 1) -> CouplingMap:
 
 @every_row
 def test_channels_are_tied_as_the_operation_ties_them(row: Row) -> None:
-    found = layout(couple(row.model(), row.x()), tuple(row.expected))
+    model, _, traces = traced(row)
+    found = layout(build(flow(traces), model), tuple(row.expected))
     assert found == spelled(row.expected, found)
 
 
