@@ -499,6 +499,10 @@ def _require_something(coupling: CouplingMap, model: nn.Module) -> None:
             f"{type(model).__name__} has no convolution or linear layer that the example inputs reach."
         )
     reasons = [f"  {f.layer}: {f.channels} channels stay: {f.reason} {f.where}".rstrip() for f in coupling.frozen]
+    reasons = reasons or [
+        "  no layer was met whose weight is a parameter with one axis for what it reads and one for what it makes: "
+        "weights that forward() computes (quantised, modulated) and tensors of experts or heads stay whole."
+    ]
     raise NothingPrunableError(
         f"nothing in {type(model).__name__} can be removed without changing its outputs:\n" + "\n".join(reasons)
     )

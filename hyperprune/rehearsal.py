@@ -236,7 +236,7 @@ def _apart(size: int, share: float, taken: set[int], rng: torch.Generator, least
 def _light_copy(model: nn.Module, coupling: CouplingMap) -> nn.Module:
     """Copy a model, but share with it the weights that the rehearsal only reads."""
     parameters = {name for name, _ in model.named_parameters()}
-    weights = [model.get_parameter(t.name) for t in coupling.tensors if t.positions > 0 and t.name in parameters]
+    weights = [model.get_parameter(t.name) for t in coupling.tensors if t.name in coupling.weights & parameters]
     return copied(model, shared=[weight for weight in weights if not _all_zero(weight)])
 
 
@@ -487,7 +487,7 @@ def enliven_(model: nn.Module, coupling: CouplingMap) -> None:
         value = state.get(tensor.name)
         if value is None or not value.is_floating_point():
             continue
-        if tensor.positions == 0 and not tensor.name.endswith("bias"):
+        if tensor.name not in coupling.weights and not tensor.name.endswith("bias"):
             value.copy_(torch.rand(value.shape, generator=rng) + 0.5)
         elif value.ndim and _all_zero(value):
             value.copy_(torch.randn(value.shape, generator=rng) / math.sqrt(value[0].numel()))

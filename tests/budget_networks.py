@@ -55,7 +55,7 @@ def drawn_latency(coupling: CouplingMap, seed: int) -> LatencyModel:
     """Return the latency model of a device that is not: tables with steps and flat stretches, that never fall."""
     rng = np.random.default_rng(seed)
     weights = [t for t in coupling.tensors if t.positions and len(t.shape) > 1]
-    axes = Axes(coupling, [(t.name, (0, 1)) for t in weights])
+    axes = Axes(coupling, [[coupling.line(t.name, axis) for axis in (0, 1)] for t in weights])
     tables = tuple(_drawn_table(t.name, t.shape, t.positions, rng) for t in weights)
     written = Written(1000, tuple(rng.integers(0, 500, len(coupling.groups)).tolist()))
     model = LatencyModel(axes, tables, written, 1.3, 2.0, 5e4, 1, (0.1,), "nowhere", 1, Unused())

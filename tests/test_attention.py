@@ -261,8 +261,8 @@ def test_rows_of_a_joint_tensor_are_not_taken_for_rows_of_another(joint):
 def test_a_joint_projection_counts_what_each_of_its_parts_is_applied_to():
     model = Crossed(lambda q, m: (q, m, m)).eval()
     hyper = hyperize(model, (torch.randn(3, 6, 5), torch.randn(3, 12, 4)))
-    (tensor,) = [tensor for tensor in hyper.coupling.tensors if tensor.name == "attention.in_proj_weight"]
-    assert tensor.positions * tensor.shape[0] == 3 * 6 * 24 + 3 * 12 * 48
+    macs = {layer.tensor: layer.macs for layer in hyper.cost.layers(hyper.cost.full)}
+    assert macs["attention.in_proj_weight"] == 24 * (3 * 6 * 24 + 3 * 12 * 48)
 
 
 def test_a_decoder_of_torchs_own_is_slim_in_every_part():

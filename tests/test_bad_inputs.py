@@ -131,6 +131,18 @@ def remembering() -> nn.Module:
     return model
 
 
+class Experts(nn.Module):
+    """Weights with an axis for each expert, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Parameter(torch.randn(2, 3, 4)), nn.Parameter(torch.randn(2, 4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.einsum("bihw,eij->bejhw", x, self.inner).relu()
+        return torch.einsum("bejhw,eji->bihw", hidden, self.outer)
+
+
 class Drifting(nn.Sequential):
     """Multiplies by a number that grows from call to call."""
 
@@ -151,6 +163,7 @@ BAD_MODELS: list[tuple[str, Callable[[], Any], type[HyperpruneError], str]] = [
     ("no layer with weights", lambda: nn.Sequential(nn.ReLU(), nn.Flatten()), NothingPrunableError, "no parameters"),
     ("no convolution or linear layer", lambda: nn.Sequential(nn.BatchNorm2d(3)), NothingPrunableError,
      "Sequential has no convolution or linear layer|can be removed"),
+    ("experts in one tensor", Experts, NothingPrunableError, "tensors of experts or heads stay whole"),
     ("only the output layer", only_output, NothingPrunableError, "0: 4 channels stay: is the model's output"),
     ("a stream tied to the input", fixed_stream, NothingPrunableError, "a: 3 channels stay: reads the model's input"),
     ("a DataParallel model", lambda: nn.DataParallel(sequential()), ModelError, "DataParallel.*then wrap the result"),

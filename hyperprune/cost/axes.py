@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperprune.coupling import STAYS, CouplingMap, Site
+from hyperprune.coupling import STAYS, CouplingMap
 
-Pair = tuple[str, tuple[int, ...]]
-"""A tensor, and at most two of its axes."""
+Line = tuple[int, ...]
+"""The unit at each position along an axis, ``STAYS`` where a channel stays."""
 
 
 @dataclass(frozen=True)
@@ -26,59 +26,55 @@ class Form:
     slope: np.ndarray
 
     @classmethod
-    def of(cls, site: Site, coupling: CouplingMap) -> Form:
-        """Read the form off a site; all units of a group live there equally often."""
+    def of(cls, line: Line, coupling: CouplingMap) -> Form:
+        """Read the form off an axis; all units of a group live there equally often."""
         slope = np.zeros(len(coupling.groups), dtype=np.int64)
-        own, groups, each = _occurrences(site, coupling.of_unit(), _sizes(coupling))
+        own, groups, each = _occurrences(line, coupling.of_unit(), _sizes(coupling))
         slope[groups] = each
         return cls(own, slope)
 
 
 class Axes:
-    """The lengths of up to two axes of many tensors at once; only slopes that are not zero are kept.
+    """The lengths of up to two axes of many products at once; only slopes that are not zero are kept.
 
     Args:
-        coupling: the network's groups and sites.
-        pairs: for each tensor its name and the axes in question; an axis that is missing has length 1.
+        coupling: the network's groups.
+        lines: for each product what lies along the axes in question; one that is missing has length 1.
     """
 
-    def __init__(self, coupling: CouplingMap, pairs: Sequence[Pair]) -> None:
-        shapes = {tensor.name: tensor.shape for tensor in coupling.tensors}
-        sites = {(site.tensor, site.axis): site for site in coupling.sites}
+    def __init__(self, coupling: CouplingMap, lines: Sequence[Sequence[Line]]) -> None:
         self.full = _sizes(coupling)
         of_unit = coupling.of_unit()
-        self._own = np.ones((2, len(pairs)), dtype=np.int64)
+        self._own = np.ones((2, len(lines)), dtype=np.int64)
         slopes: dict[tuple[int, int], list[int]] = {}
-        for at, (tensor, axes) in enumerate(pairs):
-            for side, axis in enumerate(axes):
-                self._own[side, at] = shapes[tensor][axis]
-                if (tensor, axis) in sites:
-                    self._own[side, at], groups, each = _occurrences(sites[tensor, axis], of_unit, self.full)
-                    for group, slope in zip(groups.tolist(), each.tolist(), strict=True):
-                        slopes.setdefault((group, at), [0, 0])[side] = slope
+        for at, sides in enumerate(lines):
+            for side, line in enumerate(sides):
+                self._own[side, at], groups, each = _occurrences(line, of_unit, self.full)
+                for group, slope in zip(groups.tolist(), each.tolist(), strict=True):
+                    slopes.setdefault((group, at), [0, 0])[side] = slope
         self._lay_out(slopes)
 
     def _lay_out(self, slopes: dict[tuple[int, int], list[int]]) -> None:
         """Keep the slopes side by side, sorted by group."""
         order = sorted(slopes)
-        self._group, self.tensor = np.array(order, dtype=np.int64).reshape(-1, 2).T
+        self._group, self.product = np.array(order, dtype=np.int64).reshape(-1, 2).T
         self._slope = np.array([slopes[key] for key in order], dtype=np.int64).reshape(-1, 2).T
         self._groups, self._first = np.unique(self._group, return_index=True)
 
     def lengths(self, counts: np.ndarray) -> np.ndarray:
-        """Return all lengths, shape ``[2, tensors]``."""
+        """Return all lengths, shape ``[2, products]``."""
         found = self._own.copy()
         taken = self._slope * np.asarray(counts, dtype=np.int64)[self._group]
         for side in (0, 1):
-            np.add.at(found[side], self.tensor, taken[side])
+            np.add.at(found[side], self.product, taken[side])
         return found
 
     def moved(self, lengths: np.ndarray, delta: np.ndarray) -> np.ndarray:
-        """Return the lengths of ``self.tensor`` when one group alone changes by ``delta[g]``: ``[2, meetings]``.
+        """Return the lengths of ``self.product`` when one group alone changes by ``delta[g]``: ``[2, meetings]``.
 
-        A meeting is a tensor and a group that takes positions of it.
+        A meeting is a product and a group that takes positions along an axis of it.
         """
-        return lengths[:, self.tensor] + self._slope * np.asarray(delta, dtype=np.int64)[self._group]
+        return lengths[:, self.product] + self._slope * np.asarray(delta, dtype=np.int64)[self._group]
 
     def by_group(self, values: np.ndarray) -> np.ndarray:
         """Add up one int64 per meeting, shape ``[groups]``."""
@@ -92,8 +88,8 @@ def _sizes(coupling: CouplingMap) -> np.ndarray:
     return np.array([group.size for group in coupling.groups], dtype=np.int64)
 
 
-def _occurrences(site: Site, of_unit: np.ndarray, full: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """Return how many positions stay, which groups lie at a site, and how often each unit of theirs does."""
-    units = np.array(site.units)
+def _occurrences(line: Line, of_unit: np.ndarray, full: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+    """Return how many positions stay, which groups lie along an axis, and how often each unit of theirs does."""
+    units = np.array(line)
     groups, counts = np.unique(of_unit[units[units != STAYS]], return_counts=True)
     return int((units == STAYS).sum()), groups, counts // full[groups]

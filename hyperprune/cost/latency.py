@@ -108,7 +108,7 @@ class LatencyModel:
 
     def changes(self, counts: np.ndarray, delta: np.ndarray) -> np.ndarray:
         """Return what the prediction gains, shape ``[1, groups]``."""
-        lengths, at = self.axes.lengths(counts), self.axes.tensor
+        lengths, at = self.axes.lengths(counts), self.axes.product
         before = self._layers(np.arange(len(self.tables)), lengths)[at]
         gain = self.axes.by_group(self._layers(at, self.axes.moved(lengths, delta)) - before)
         written = self._bytes(counts)

@@ -20,11 +20,11 @@ class Meter(Protocol):
 
 
 class Elements:
-    """A weighted count of the elements of all tensors, bilinear in the counts; a meter of one row.
+    """A weighted sum of products of two lengths, bilinear in the counts; a meter of one row.
 
     Args:
-        axes: the two sliced axes of every tensor.
-        factor: what one position along both costs, shape ``[tensors]``.
+        axes: the two axes of every product.
+        factor: what one position along both costs, shape ``[products]``.
         rest: what does not depend on the counts.
     """
 
@@ -39,7 +39,7 @@ class Elements:
 
     def changes(self, counts: np.ndarray, delta: np.ndarray) -> np.ndarray:
         """Return what the count gains, shape ``[1, groups]``."""
-        lengths, at = self._axes.lengths(counts), self._axes.tensor
+        lengths, at = self._axes.lengths(counts), self._axes.product
         gain = self._axes.moved(lengths, delta).prod(axis=0) - lengths[:, at].prod(axis=0)
         return self._axes.by_group(self._factor[at] * gain)[None]
 

@@ -1,13 +1,15 @@
 """What a network costs as a function of how many units of each group live.
 
 All units of a group live at the same sites equally often, so cost depends on the groups' counts alone. A weight
-costs as many MACs as it has elements, at each position it is applied to; both are products of the lengths of
-its axes, and each length is linear in the counts. Other resources come as meters (``hyperprune.metering``).
+costs as many MACs as it has elements, at each position it is applied to; all are products of the lengths of
+one or two axes, and each length is linear in the counts. Other resources come as meters (``hyperprune.metering``).
 """
 
 from __future__ import annotations
 
 import copy
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -77,13 +79,15 @@ class CostModel:
     def __init__(self, coupling: CouplingMap, model: nn.Module) -> None:
         self._tensors = coupling.tensors
         self._sliced = _sliced_axes(coupling)
-        self._axes = Axes(coupling, [(tensor.name, self._sliced[tensor.name]) for tensor in coupling.tensors])
+        self._uses = coupling.costs
+        self._axes = Axes(coupling, [use.lines for use in self._uses])
         self.full = self._axes.full
         parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
-        elements = np.array([int(np.prod(tensor.shape, dtype=np.int64)) for tensor in coupling.tensors], dtype=np.int64)
-        fixed = elements // self._axes.lengths(self.full).prod(axis=0)
-        self._macs = fixed * np.array([tensor.positions for tensor in coupling.tensors], dtype=np.int64)
-        self._params = fixed * np.array([tensor.name in parameters for tensor in coupling.tensors], dtype=np.int64)
+        whole = self._axes.lengths(self.full).prod(axis=0)
+        self._macs = np.array([use.macs for use in self._uses], dtype=np.int64) // whole
+        self._params = np.zeros_like(self._macs)
+        for at, tensor in enumerate(self._tensors):
+            self._params[at] = (tensor.name in parameters) * math.prod(tensor.shape) // whole[at]
         unmet = parameters.keys() - {tensor.name for tensor in coupling.tensors}
         self.meters: Mapping[str, Meter] = {
             "macs": Elements(self._axes, self._macs),
@@ -114,14 +118,13 @@ class CostModel:
     def layers(self, counts: np.ndarray) -> list[LayerCost]:
         """Return the cost of every parameter tensor the analysis met."""
         lengths = self._axes.lengths(counts)
-        elements = lengths.prod(axis=0)
+        products = lengths.prod(axis=0)
+        params = (self._params * products).tolist()
+        macs: Counter[str] = Counter()
+        for use, count in zip(self._uses, (self._macs * products).tolist(), strict=True):
+            macs[use.tensor] += count
         return [
-            LayerCost(
-                tensor.name,
-                self._shape(at, lengths),
-                int(self._macs[at] * elements[at]),
-                int(self._params[at] * elements[at]),
-            )
+            LayerCost(tensor.name, self._shape(at, lengths), macs[tensor.name], params[at])
             for at, tensor in enumerate(self._tensors)
         ]
 

@@ -2,7 +2,7 @@
 
 from hyperprune.coupling.branches import find_branches
 from hyperprune.coupling.build import Heir, Held, build, lies_inside
-from hyperprune.coupling.map import STAYS, Branch, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor
+from hyperprune.coupling.map import STAYS, Branch, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor, Use
 
 __all__ = [
     "STAYS",
@@ -17,6 +17,7 @@ __all__ = [
     "Site",
     "Size",
     "Tensor",
+    "Use",
     "build",
     "find_branches",
     "lies_inside",

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hyperprune.coupling.components import components
-from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor
+from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor, Use
 from hyperprune.labels import Ledger
 from hyperprune.labels.ledger import ELASTIC, Freeze, Tie
 from hyperprune.labels.reasons import (
@@ -99,6 +99,7 @@ def build(
         products=_products(ledger, of_label),
         standardised=_standardised(ledger, of_label),
         unreached=tuple(sorted(unreached)),
+        uses=_uses(ledger, of_label),
     )
 
 
@@ -401,10 +402,20 @@ def _frozen(axes: list[_Axis], reasons: Mapping[int, Freeze]) -> tuple[Frozen, .
 
 def _tensors(ledger: Ledger) -> tuple[Tensor, ...]:
     return tuple(
-        Tensor(ref.name, ref.shape, round(ledger.positions.get(ref.name, 0)))
+        Tensor(ref.name, ref.shape, ledger.positions.get(ref.name, 0))
         for ref in ledger.tensors.values()
         if ref.is_parameter or ref.name in ledger.positions
     )
+
+
+def _uses(ledger: Ledger, units: np.ndarray) -> tuple[Use, ...]:
+    """Return the calls that follow other widths; ``units`` holds the unit of every label."""
+    found = []
+    for call in ledger.uses:
+        lines = [units[line.numpy()] for line in call.lines]
+        sliced = tuple(tuple(line.tolist()) for line in lines if (line != STAYS).any())
+        found.append(Use(call.tensor, call.macs, sliced))
+    return tuple(found)
 
 
 def _sizes(ledger: Ledger, units: np.ndarray) -> tuple[Size, ...]:

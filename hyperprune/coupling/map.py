@@ -92,14 +92,32 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A parameter that the analysis met: its shape, and at how many positions a call applies it as a weight.
+    """A parameter that the analysis met: its shape, and at how many positions a call applies all of it as a weight.
 
-    MACs of the network are the sum of ``positions x elements`` over all weights.
+    MACs of the network are the sum of ``positions x elements`` over all weights, and those of its ``uses``.
     """
 
     name: str
     shape: tuple[int, ...]
     positions: int
+
+
+@dataclass(frozen=True)
+class Use:
+    """A call of a layer whose MACs follow other widths than those of a whole weight.
+
+    It takes some rows of a weight (query, key and value in one), mixes the positions within each channel (the tokens of
+    an MLP-Mixer), its weight is computed by ``forward``, or has an axis for each expert.
+
+    Attributes:
+        tensor: name of the weight; empty for the last two.
+        macs: multiply-adds in the dense network.
+        lines: the units along the axes to whose lengths the MACs are proportional, ``STAYS`` where a channel stays.
+    """
+
+    tensor: str
+    macs: int
+    lines: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -231,7 +249,8 @@ class CouplingMap:
 
     ``print`` shows it as a table; ``to_json`` and ``from_json`` keep it. ``standardised`` names the weights that
     ``forward`` standardises row by row, over the living inputs while searching; ``branches`` are the residual branches
-    that a budget with ``depth=True`` may close; ``spared`` are attributes that equal a width by chance.
+    that a budget with ``depth=True`` may close; ``spared`` are attributes that equal a width by chance; ``uses`` are
+    calls whose MACs follow other widths than those of a whole weight.
 
     Example:
         >>> import torch
@@ -255,6 +274,7 @@ class CouplingMap:
     unreached: tuple[str, ...] = ()
     branches: tuple[Branch, ...] = ()
     spared: tuple[Spared, ...] = ()
+    uses: tuple[Use, ...] = ()
 
     @cached_property
     def units(self) -> int:
@@ -271,6 +291,35 @@ class CouplingMap:
             if group.name == name or name in group.makers:
                 return group
         raise UnknownNameError(f"no group {name!r}; there are: {', '.join(group.name for group in self.groups)}")
+
+    def line(self, tensor: str, axis: int) -> tuple[int, ...]:
+        """Return the unit at each position along an axis of a tensor, ``STAYS`` where a channel stays.
+
+        Raises:
+            UnknownNameError: the analysis met no such tensor.
+        """
+        for site in self.sites:
+            if (site.tensor, site.axis) == (tensor, axis):
+                return site.units
+        for known in self.tensors:
+            if known.name == tensor:
+                return (STAYS,) * known.shape[axis]
+        raise UnknownNameError(f"the analysis met no tensor {tensor!r}")
+
+    @cached_property
+    def weights(self) -> frozenset[str]:
+        """Names of the tensors that some call applies as a weight."""
+        return frozenset(tensor.name for tensor in self.tensors if tensor.positions) | {use.tensor for use in self.uses}
+
+    @cached_property
+    def costs(self) -> tuple[Use, ...]:
+        """Every tensor at the positions of all its elements, in the order of ``tensors``, and then ``uses``."""
+        lines: dict[str, list[tuple[int, ...]]] = {tensor.name: [] for tensor in self.tensors}
+        for site in self.sites:
+            if site.tensor in lines:
+                lines[site.tensor].append(site.units)
+        whole = [Use(t.name, t.positions * math.prod(t.shape), tuple(lines[t.name])) for t in self.tensors]
+        return (*whole, *self.uses)
 
     def of_unit(self) -> np.ndarray:
         """Return for every unit the index of its group, shape ``[units]``."""
@@ -355,7 +404,7 @@ class CouplingMap:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists, dicts, strings and ints."""
-        keys = ("groups", "sites", "frozen", "tensors", "sizes", "norms", "products", "branches", "spared")
+        keys = ("groups", "sites", "frozen", "tensors", "sizes", "norms", "products", "branches", "spared", "uses")
         return {key: [vars(item).copy() for item in getattr(self, key)] for key in keys} | {
             "standardised": list(self.standardised),
             "unreached": list(self.unreached),
@@ -374,6 +423,7 @@ class CouplingMap:
             "products": Product,
             "branches": Branch,
             "spared": Spared,
+            "uses": Use,
         }
         fields = {key: tuple(kind(**_frozen(item)) for item in data[key]) for key, kind in kinds.items()}
         names = {key: tuple(data[key]) for key in ("standardised", "unreached")}

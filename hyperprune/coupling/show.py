@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def coupling_table(coupling: CouplingMap) -> str:
     """Return the groups, who shares them, the MACs they carry, and what stays, as text."""
     carried = carried_macs(coupling)
-    total = sum(_macs(t.shape, t.positions) for t in coupling.tensors)
+    total = sum(use.macs for use in coupling.costs)
     table = Table(title=f"{len(coupling.groups)} groups, {coupling.units} units, {total / 1e6:,.1f} M MACs")
     for header, justify in (("group", "left"), ("units", "right"), ("made by", "left"), ("read by", "left")):
         table.add_column(header, justify=justify)  # type: ignore[arg-type]
@@ -31,18 +32,14 @@ def coupling_table(coupling: CouplingMap) -> str:
 
 def carried_macs(coupling: CouplingMap) -> list[int]:
     """Return for each group the MACs that would vanish if all of its units went."""
-    shares: list[dict[str, float]] = [{} for _ in coupling.groups]
+    carried = np.zeros(len(coupling.groups))
     groups = coupling.of_unit()
-    for site in coupling.sites:
-        counts: dict[int, int] = {}
-        for unit in site.units:
-            if unit >= 0:
-                counts[int(groups[unit])] = counts.get(int(groups[unit]), 0) + 1
-        for group, count in counts.items():
-            left = shares[group].get(site.tensor, 1.0)
-            shares[group][site.tensor] = left * (1 - count / len(site.units))
-    macs = {t.name: _macs(t.shape, t.positions) for t in coupling.tensors}
-    return [round(sum(macs.get(name, 0) * (1 - left) for name, left in share.items())) for share in shares]
+    for use in coupling.costs:
+        left = np.ones(len(coupling.groups))
+        for units in map(np.array, use.lines if use.macs else ()):
+            left *= 1 - np.bincount(groups[units[units >= 0]], minlength=len(left)) / len(units)
+        carried += use.macs * (1 - left)
+    return [round(macs) for macs in carried.tolist()]
 
 
 def explanation(coupling: CouplingMap, layer: str) -> str:
@@ -87,13 +84,6 @@ def _frozen_lines(coupling: CouplingMap) -> list[str]:
     if coupling.unreached:
         lines.append(f"not reached by the example inputs, left as they are: {_some(coupling.unreached)}")
     return lines
-
-
-def _macs(shape: tuple[int, ...], positions: int) -> int:
-    size = positions
-    for length in shape:
-        size *= length
-    return size
 
 
 def _some(names: tuple[str, ...], most: int = 3) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fractions import Fraction
+from math import prod
 from typing import Any, TypeGuard
 
 import torch
@@ -22,6 +22,7 @@ from hyperprune.labels.ledger import (
     SizedCall,
     TensorRef,
     Tie,
+    UseCall,
 )
 from hyperprune.labels.lookahead import is_a_layers_own
 from hyperprune.labels.reasons import CONSTANT, FIXED, SEVERAL_AXES
@@ -145,8 +146,19 @@ class Call:
 
     def applied(self, tensor: TensorRef, positions: int) -> None:
         """Note that a weight is applied at so many positions: each costs one MAC per element."""
-        share = Fraction(tensor.shape[0], tensor.whole[0]) if isinstance(tensor, Rows) else 1
-        self._ledger.positions[tensor.name] = self._ledger.positions.get(tensor.name, 0) + share * positions
+        if isinstance(tensor, Rows):
+            lines = tuple(self.axis(tensor, axis) for axis in range(min(2, len(tensor.shape))))
+            self._ledger.uses.append(UseCall(tensor.name, positions * prod(tensor.shape), lines))
+        else:
+            self._ledger.positions[tensor.name] = self._ledger.positions.get(tensor.name, 0) + positions
+
+    def applied_to_each(self, tensor: TensorRef, positions: int, channels: Tensor) -> None:
+        """Note that a weight that stays is applied at so many positions in all, as many within each channel."""
+        self._ledger.uses.append(UseCall(tensor.name, positions * prod(tensor.shape), (thin(channels).reshape(-1),)))
+
+    def costs(self, macs: int, *lines: Tensor) -> None:
+        """Note what a product costs whose weight ``forward`` computes, or of which only what lies along lines goes."""
+        self._ledger.uses.append(UseCall("", macs, lines))
 
     def tie(self, left: Tensor, right: Tensor, reason: str = "") -> None:
         """Let two tensors of labels live or die together, position by position."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any, cast
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from hyperprune.labels import rules as _rules  # noqa: F401  (importing the rules registers them)
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import Attention, Freeze, Ledger, Standardised, TensorRef
+from hyperprune.labels.ledger import Attention, Freeze, Ledger, Standardised, TensorRef, UseCall
 from hyperprune.labels.multihead import couple_widths
 from hyperprune.labels.reasons import CONSTANT, INPUT, OUTPUT, SIZE_IN_FORWARD
 from hyperprune.labels.registry import Rule, find
@@ -29,17 +28,17 @@ def flow(traces: tuple[Trace, ...], choices: Mapping[str, int] | None = None, at
 
     Args:
         traces: graphs of the same model (eval mode, perhaps train mode too); they share parameter names.
-            A weight's positions are those of the first trace, in eval mode: heads that run in train mode only are
-            no part of what a forward pass costs.
+            MACs are those of the first trace, in eval mode: heads that run in train mode only are no part of what a
+            forward pass costs.
         choices: node name -> which reading of an ambiguous call to take (see ``Call.choose``).
         attention: whether attention loses whole heads, or the same channels inside every head.
     """
     ledger = Ledger()
-    counted: dict[str, int | Fraction] | None = None
+    counted: list[tuple[dict[str, int], list[UseCall]]] = []
     for trace in traces:
         _Flow(trace, ledger, choices or {}, attention).run()
-        counted = dict(ledger.positions) if counted is None else counted
-    ledger.positions = counted or {}
+        counted.append((dict(ledger.positions), list(ledger.uses)))
+    ledger.positions, ledger.uses = counted[0]
     couple_widths(ledger, traces)
     return ledger
 

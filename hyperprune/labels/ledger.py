@@ -7,7 +7,6 @@ until all of the graph has been read (``hyperprune.coupling`` does that, once).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -151,6 +150,21 @@ class ProductCall:
     rooted: bool
 
 
+@dataclass(frozen=True)
+class UseCall:
+    """A call whose MACs are those of the dense network times the share of channels that live along some axes.
+
+    Attributes:
+        tensor: the weight; empty if ``forward`` computes it, or if it has axes for more than what is read and made.
+        macs: multiply-adds in the dense network.
+        lines: labels along none, one or two axes.
+    """
+
+    tensor: str
+    macs: int
+    lines: tuple[Tensor, ...] = ()
+
+
 @dataclass
 class Ledger:
     """What the rules have written down so far.
@@ -165,8 +179,8 @@ class Ledger:
         paired: channels of which two must stay, because an operation takes a single one for none.
         constants: pinned labels of values that depend on nothing.
         inputs: pinned labels of the model's inputs.
-        positions: how many output positions each weight is applied to (MACs = positions x elements); of a weight whose
-            rows are applied to different numbers, the mean.
+        positions: how many output positions each weight is applied to, all of it (MACs = positions x elements).
+        uses: calls whose MACs follow other widths than those of a whole weight.
     """
 
     size: int = 1
@@ -186,7 +200,8 @@ class Ledger:
     reads: set[tuple[str, int]] = field(default_factory=set)
     writes: set[tuple[str, int]] = field(default_factory=set)
     standardised: set[str] = field(default_factory=set)
-    positions: dict[str, int | Fraction] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+    uses: list[UseCall] = field(default_factory=list)
 
     def fresh(self, count: int) -> Tensor:
         """Hand out ``count`` labels nobody has yet, shape ``[count]``."""

@@ -87,7 +87,7 @@ def _forms(coupling: CouplingMap) -> list[Form]:
     found: dict[tuple[float, ...], Form] = {}
     sizes = np.array([group.size for group in coupling.groups])
     for site in coupling.sites:
-        form = Form.of(site, coupling)
+        form = Form.of(site.units, coupling)
         full = form.own + int(form.slope @ sizes)
         found.setdefault(tuple(np.round(np.array([form.own, *form.slope]) / full, 12)), form)
     return list(found.values())

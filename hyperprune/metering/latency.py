@@ -83,7 +83,7 @@ def fit_latency(
 def _tables(hyper: HyperModel, tailor: Tailor, ladder: Ladder, stopwatch: Stopwatch) -> LatencyModel:
     """Time the layers; the numbers that weigh them are still to come."""
     layers = timed_layers(tailor)
-    axes = Axes(hyper.coupling, [(name, (0, 1)) for name in layers])
+    axes = Axes(hyper.coupling, [[hyper.coupling.line(name, axis) for axis in (0, 1)] for name in layers])
     sliced = {site.tensor for site in hyper.coupling.sites if site.axis == 1}
     rungs = [axes.lengths(_rounded(share * ladder.full, ladder)) for share in RUNGS]
     tables = layer_tables(

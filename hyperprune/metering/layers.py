@@ -25,9 +25,10 @@ def timed_layers(tailor: Tailor) -> dict[str, tuple[nn.Module, Counter[tuple[int
 
     Only layers whose ``forward`` is torch's own; what others take is part of the rest of the network.
     """
-    names = {tensor.name for tensor in tailor.coupling.tensors if tensor.positions}
     layers = {f"{path}.weight": m for path, m in tailor.dense.named_modules() if type(m).forward in _FORWARDS}
-    found = {name: (layer, Counter[tuple[int, ...]]()) for name, layer in layers.items() if name in names}
+    found = {
+        name: (layer, Counter[tuple[int, ...]]()) for name, layer in layers.items() if name in tailor.coupling.weights
+    }
     hooks = [layer.register_forward_pre_hook(_noting(seen), with_kwargs=True) for layer, seen in found.values()]
     try:
         tailor.run(tailor.dense)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 
 from hyperprune.coupling import STAYS, CouplingMap
 
@@ -82,9 +81,9 @@ def rows_of(coupling: CouplingMap) -> tuple[Row, ...]:
         [('0', 32, 8), ('2', 16, 2)]
     """
     macs: Counter[str] = Counter()
-    for tensor in coupling.tensors:
-        if tensor.positions:
-            macs[_layer(tensor.name)] += tensor.positions * prod(tensor.shape)
+    for use in coupling.costs:
+        if use.macs and use.tensor:
+            macs[_layer(use.tensor)] += use.macs
     makes, reads = _groups_at(coupling, "writes"), _groups_at(coupling, "reads")
     stays: dict[str, Counter[str]] = defaultdict(Counter)
     for frozen in coupling.frozen:

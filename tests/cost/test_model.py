@@ -162,3 +162,72 @@ def relu_twice(x: Tensor) -> Tensor:
 def test_what_has_no_weight_costs_nothing(cheap: Callable[[Tensor], Tensor]) -> None:
     model = Net({"a": nn.Linear(3, 4)}, lambda net, x: cheap(net.a(x)))
     assert cost_of(model, torch.randn(1, 3)) == Cost(12, 16)
+
+
+class Mixing(nn.Module):
+    """A layer over the positions of an image, between two over its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.positions, self.head = nn.Conv2d(3, 12, 4, 4), nn.Linear(16, 16), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.positions(self.inner(x).flatten(2)).relu().mean(2))
+
+
+class Crossed(nn.Module):
+    """Attention of five queries to sixteen keys, whose weight holds all three projections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        return self.head(self.attention(x[:, :5], x, x, need_weights=False)[0])
+
+
+class Modulated(nn.Module):
+    """Layers of all kinds whose weights follow from the input (StyleGAN, hypernetworks)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up = nn.Parameter(torch.randn(4, 3, 3, 3)), nn.Parameter(torch.randn(4, 3, 2, 2))
+        self.mixed = nn.Parameter(torch.randn(2, 3))
+        self.style, self.inner = nn.Linear(3, 8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        style = self.inner(self.style(x.mean((2, 3))).relu()).mean()
+        x = nn.functional.conv_transpose2d(nn.functional.conv2d(x, self.conv * style), self.up * style, stride=2)
+        return nn.functional.linear(x.mean((2, 3)), self.mixed * style)
+
+
+class Experts(nn.Module):
+    """Four experts whose weights are one tensor, and mean over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 8), nn.Linear(5, 2)
+        self.experts, self.batched = nn.Parameter(torch.randn(4, 8, 6)), nn.Parameter(torch.randn(4, 6, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.einsum("bi,eij->ebj", self.inner(x).relu(), self.experts)
+        return self.head((x @ self.batched).mean(0))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"), [(Mixing, (2, 3, 16, 16)), (Crossed, (2, 16, 8)), (Modulated, (2, 3, 8, 8))], ids=str
+)
+def test_macs_that_follow_other_widths_are_exact_too(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.randn(shape)
+    hyper = hyperize(model, x)
+    assert sum(tensor.macs for tensor in hyper.cost.layers(hyper.cost.full)) <= hyper.cost.total(hyper.cost.full).macs
+    for seed in range(3):
+        slim, planned = pruned(hyper, seed)
+        assert planned.macs == count_with_fvcore(slim, x).macs
+
+
+def test_experts_cost_what_they_multiply() -> None:
+    assert cost_of(Experts(), torch.randn(7, 3)).macs == 7 * (3 * 8 + 4 * (8 * 6 + 6 * 5) + 5 * 2)

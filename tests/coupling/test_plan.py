@@ -10,7 +10,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from hyperprune.coupling import STAYS, Branch, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor
+from hyperprune.coupling import STAYS, Branch, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor, Use
 from hyperprune.plan import Closing, Rescale, Resize, Slice, Spared
 
 MAP = CouplingMap(
@@ -28,6 +28,7 @@ MAP = CouplingMap(
     unreached=("y.weight",),
     branches=(Branch("last", (0,), ("first",), ("norm",), -1),),
     spared=(Spared("block", "block_size"),),
+    uses=(Use("mix.weight", 12, ((0, STAYS),)),),
 )
 
 

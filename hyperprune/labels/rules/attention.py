@@ -56,8 +56,11 @@ def product(call: Call) -> Any:
         return _linear(call, left, right)
     a, b = call.labels(left), call.labels(right)
     heads = _heads(call, [a, b])
+    macs = prod(call.shape) * a.shape[-1]
     if heads is not None:
-        return call.along(_tie_heads(call, [a, b], [heads] * 2), heads)
+        made = _tie_heads(call, [a, b], [heads] * 2)
+        _count(call, (left, right), macs, made)
+        return call.along(made, heads)
     if not varying_axes(a):
         call.freeze(a, PRODUCT)
         return _passes(call, b, -1)
@@ -67,7 +70,10 @@ def product(call: Call) -> Any:
         if reading != "freeze" and gate_product(call, a, b, (-1, -2), rooted=rooted) is not None:
             return call.pinned(PRODUCT)
     call.freeze(b, PRODUCT)
-    return call.give_up(PRODUCT) if varying_axes(b) else _passes(call, a, -2)
+    if not varying_axes(b):
+        return _passes(call, a, -2)
+    _count(call, (left, right), macs)
+    return call.give_up(PRODUCT)
 
 
 @rule("einsum")
@@ -87,9 +93,19 @@ def einsum(call: Call) -> Any:
         for letter in shared
         if any(varies(o, name.index(letter)) for o, name in zip(operands, names, strict=True))
     ]
+    sizes = dict(pair for name, o in zip(names, operands, strict=True) for pair in zip(name, o.shape, strict=True))
     if len(busy) != 1 or call.choose("whole heads") == "freeze":
+        _count(call, call.arg("tensors"), prod(sizes.values()))
         return call.give_up(PRODUCT)
-    return call.along(_tie_heads(call, operands, [name.index(busy[0]) for name in names]), result.index(busy[0]))
+    made = _tie_heads(call, operands, [name.index(busy[0]) for name in names])
+    _count(call, call.arg("tensors"), prod(sizes.values()), made)
+    return call.along(made, result.index(busy[0]))
+
+
+def _count(call: Call, operands: Any, macs: int, *heads: Tensor) -> None:
+    """Count a product with a bare parameter, as linear layers are; those between activations cost no MACs."""
+    if any(isinstance(operand, TensorRef) and operand.is_parameter for operand in operands):
+        call.costs(macs, *heads)
 
 
 def _operands(call: Call) -> tuple[str, str]:

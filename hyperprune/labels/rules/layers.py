@@ -23,6 +23,7 @@ def convolution(call: Call) -> Any:
     """Channels along weight axis 1 are read, along axis 0 made; a group goes as a whole."""
     weight = call.arg("weight")
     if not isinstance(weight, TensorRef):
+        call.costs(prod(call.shape) * prod(weight.shape[1:]))
         return call.give_up(COMPUTED)
     if isinstance(weight, Standardised) and call.arg("groups", 1) == 1:
         _living_rows(call, weight)
@@ -41,9 +42,10 @@ def _living_rows(call: Call, weight: Standardised) -> None:
 def transposed_convolution(call: Call) -> Any:
     """As convolution, with the weight's first two axes exchanged."""
     weight = call.arg("weight")
-    if not isinstance(weight, TensorRef) or isinstance(weight, Standardised):
-        return call.give_up(COMPUTED)
     x = call.labels(call.arg("input"))
+    if not isinstance(weight, TensorRef) or isinstance(weight, Standardised):
+        call.costs(x.numel() * prod(weight.shape[1:]))
+        return call.give_up(COMPUTED)
     return _convolve(call, weight, reads=0, writes=1, positions=x.numel() // weight.shape[0])
 
 
@@ -98,13 +100,15 @@ def linear(call: Call) -> Any:
     """Features along weight axis 1 are read, along axis 0 made."""
     weight = call.arg("weight")
     if not isinstance(weight, TensorRef):
+        call.costs(prod(call.shape) * weight.shape[-1])
         return call.give_up(COMPUTED)
     if isinstance(weight, Standardised):
         call.freeze(call.axis(weight, 1), COMPUTED)
-    call.applied(weight, prod(call.shape) // weight.shape[0])
-    x = call.labels(call.arg("input"))
+    x, positions = call.labels(call.arg("input")), prod(call.shape) // weight.shape[0]
     if x.ndim > 1 and varying_axes(x) and not varies(x, x.ndim - 1):
+        call.applied_to_each(weight, positions, x)
         return _across_positions(call, x, weight)
+    call.applied(weight, positions)
     call.tie(call.reads(weight, 1), call.channels(x, -1))
     made = call.writes(weight, 0)
     _follow(call, call.arg("bias"), made)
