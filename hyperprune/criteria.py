@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,10 +12,18 @@ from hyperprune.cost import CostModel
 from hyperprune.coupling import STAYS, CouplingMap
 from hyperprune.errors import BudgetError
 
-Criterion = Callable[[nn.Module, CouplingMap, CostModel], np.ndarray]
+CHEAPEST = 0.01  # of the mean price
 
 
-def magnitude(model: nn.Module, coupling: CouplingMap, cost: CostModel) -> np.ndarray:
+class Criterion(Protocol):
+    """Scores units; ``resource`` is the field of ``Cost`` that the budget limits, the first if there are several."""
+
+    def __call__(
+        self, model: nn.Module, coupling: CouplingMap, cost: CostModel, resource: str = "macs"
+    ) -> np.ndarray: ...
+
+
+def magnitude(model: nn.Module, coupling: CouplingMap, cost: CostModel, resource: str = "macs") -> np.ndarray:
     """Score a unit by the squared norm of all weights that make or read it, relative to its group's mean.
 
     Relative scores are multiplied by the price of their group, because the solver divides by it: otherwise the
@@ -25,13 +33,13 @@ def magnitude(model: nn.Module, coupling: CouplingMap, cost: CostModel) -> np.nd
     for site in coupling.sites:
         if site.role in ("reads", "writes"):
             np.add.at(scores, *_by_unit(model, site.tensor, site.axis, site.units))
-    return _relative(scores, coupling) * _prices(coupling, cost)
+    return _relative(scores, coupling) * _prices(coupling, cost, resource)
 
 
-def random(model: nn.Module, coupling: CouplingMap, cost: CostModel) -> np.ndarray:
+def random(model: nn.Module, coupling: CouplingMap, cost: CostModel, resource: str = "macs") -> np.ndarray:
     """Score units by chance (from torch's global random state), each group losing about the same share."""
     draws = torch.rand(coupling.units).double().numpy()
-    return draws * _prices(coupling, cost)
+    return draws * _prices(coupling, cost, resource)
 
 
 CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random}
@@ -50,9 +58,9 @@ def criterion(name: str) -> Criterion:
 
 def _by_unit(model: nn.Module, tensor: str, axis: int, units: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     path, _, name = tensor.rpartition(".")
-    weight = getattr(model.get_submodule(path), name).detach().double()
+    weight = getattr(model.get_submodule(path), name).detach().cpu().double()  # MPS has no float64
     others = [at for at in range(weight.ndim) if at != axis]
-    norms = (weight.square().sum(dim=others) if others else weight.square()).cpu().numpy()
+    norms = (weight.square().sum(dim=others) if others else weight.square()).numpy()
     index = np.array(units)
     return index[index != STAYS], norms[index != STAYS]
 
@@ -62,6 +70,8 @@ def _relative(scores: np.ndarray, coupling: CouplingMap) -> np.ndarray:
     return scores / means[coupling.of_unit()]
 
 
-def _prices(coupling: CouplingMap, cost: CostModel) -> np.ndarray:
+def _prices(coupling: CouplingMap, cost: CostModel, resource: str) -> np.ndarray:
     changes = cost.changes(cost.full, -np.ones_like(cost.full))
-    return np.abs(changes["macs"]).astype(float)[coupling.of_unit()]
+    prices = np.abs(changes[resource]).astype(float)
+    prices[prices == 0] = CHEAPEST * prices.mean()  # nothing is free: what lies outside a peak now may be it later
+    return prices[coupling.of_unit()]

@@ -47,8 +47,9 @@ def export_with_proof(hyper: HyperModel, *, tolerance: float | None = None) -> t
     """As ``export_pruned``, and return the proof beside the slim network."""
     if not isinstance(hyper, HyperModel):
         raise ModelError(
-            f"export_pruned takes what hyperize returned, not {type(hyper).__name__}. "
-            "For one call without training use prune(model, x, Budget(macs=0.5))."
+            f"export_pruned takes what hyperize returned, not {type(hyper).__name__}. Of a wrapper, such as an average "
+            "or a compiled network, give what lies within (.module, ._orig_mod). For one call without training use "
+            "prune(model, x, Budget(macs=0.5))."
         )
     hyper.require_intact()
     _require_known_mask(hyper)
@@ -65,7 +66,9 @@ def export_with_proof(hyper: HyperModel, *, tolerance: float | None = None) -> t
         ) from error
     if not proof.holds:
         raise ProofError(
-            f"the slim {type(slim).__name__} does not equal the searched network: {proof}. Nothing was exported."
+            f"the slim {type(slim).__name__} does not equal the searched network: {proof}. Nothing was exported. "
+            "If forward() compares sizes (`if y.shape == x.shape`), widths that became equal change what it does: "
+            "write the condition without them, or hyperize with keep= for one of these layers."
         )
     return slim, proof
 
@@ -127,7 +130,7 @@ def prune(model: nn.Module, example_inputs: Any, budget: Budget, *, criterion: s
     hyper = hyperize(model, example_inputs)
     ladder, cost = allowed_widths(hyper, budget), priced(hyper, budget)
     solver = Solver(cost, ladder)
-    scores = score(hyper.model, hyper.coupling, cost)
+    scores = score(hyper.model, hyper.coupling, cost, next(iter(budget.asked())))
     keep = settled(cost, budget.limits(cost.total(cost.full)), lambda limits: solver.solve(scores, limits))
     hyper.bank.keep_(torch.from_numpy(np.asarray(keep)))
     return export_pruned(hyper)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,11 @@ def draft_of(path: str | Path) -> Iterator[Path]:
     """Hand out a draft in the same folder; it takes the place of ``path`` when the block ends well.
 
     Whatever goes wrong before that (an exception, a full disk, a kill), what stood at ``path`` stands there still.
-    The draft has the suffix of ``path``. Missing folders are made.
+    The draft has the suffix of ``path``. Missing folders are made; links stay links, and permissions as they were.
 
     Raises:
-        FileError: ``path`` is a folder, or its folder cannot be written.
+        FileError: ``path`` is a folder, its folder cannot be written, or the disk is full. Of the block's own errors
+            only those are meant that come from writing the draft; others leave it as they are.
 
     Example:
         >>> with draft_of("runs/numbers.json") as draft:  # doctest: +SKIP
@@ -28,19 +30,21 @@ def draft_of(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if os.path.isdir(path):  # Path.is_dir raises where a folder above cannot be entered
         raise FileError(f"{path} is a folder; name a file in it, such as {path / 'slim'}.")
+    place = Path(os.path.realpath(path))
+    draft = place.with_name(f".{path.stem}-{secrets.token_hex(8)}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        mode = _begun(draft, place)
     except OSError as error:
         raise FileError(f"{path} cannot be written: {error.strerror or error}.") from error
-    draft = Path(name)
     try:
-        os.close(handle)
         yield draft
-        draft.chmod(_usual_mode())  # only now: a writer may have put a file of its own in the draft's place
         _flush(draft)
-        os.replace(draft, path)
+        draft.chmod(mode)  # only now: a writer may have put a file of its own in the draft's place
+        os.replace(draft, place)
     except OSError as error:
+        if not _of_writing(error, draft):
+            raise
         raise FileError(f"{path} was not written: {error.strerror or error}. What stood there before stays.") from error
     finally:
         draft.unlink(missing_ok=True)
@@ -64,8 +68,19 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _usual_mode() -> int:
-    """Return the permissions a new file gets (mkstemp's are for the owner only)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+def _begun(draft: Path, place: Path) -> int:
+    """Make the draft, open to nobody who may not read what stands in its place; return the permissions it is to get."""
+    if place.exists():
+        mode = stat.S_IMODE(place.stat().st_mode)
+        draft.touch(mode | stat.S_IRUSR | stat.S_IWUSR, exist_ok=False)
+        return mode
+    draft.touch(exist_ok=False)
+    return stat.S_IMODE(draft.stat().st_mode)  # what the umask leaves
+
+
+def _of_writing(error: OSError, draft: Path) -> bool:
+    """Tell an error of the draft from one of whatever else runs meanwhile, such as a connection.
+
+    A write to a full or broken disk is a plain OSError that names no file.
+    """
+    return str(error.filename) == str(draft) or (error.filename is None and type(error) is OSError)

@@ -39,7 +39,7 @@ from hyperprune.rehearsal import (
 from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
 from hyperprune.trace import ExampleInputs, drop_caches_, is_of_libraries, trace
-from hyperprune.verify import Proof, compare, rounding, run_eval
+from hyperprune.verify import Proof, compare, rounding, run_eval, tensors_of
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -177,7 +177,8 @@ def hyperize(
     not changed: parameters, buffers, mode, gradients, hooks and the global random state stay as found.
 
     Everything that is offered as prunable has been exported once on the example inputs: a random half of all
-    units is removed, and the slim network must equal the zeroed one.
+    units is removed, and the slim network must equal the zeroed one. Where all numbers of an example are the same
+    (``torch.zeros``), others are drawn for that and for the proof at export: zeros would hide mistakes.
 
     Args:
         model: a plain module (wrap it in DistributedDataParallel or torch.compile afterwards).
@@ -217,6 +218,7 @@ def hyperize(
     if not is_of_libraries(base) and not all(map(torch.equal, base.parameters(), model.parameters())):
         base = _copy(model)  # forward() sets some parameters at its first run
     drop_caches_(base)
+    inputs = _lively(base, inputs)
     unreached = {name for name, _ in base.named_parameters()} - set().union(*(t.used() for t in traces))
     kept, changing = _kept(model, keep, only), edited(base, inputs)
 
@@ -228,6 +230,18 @@ def hyperize(
     coupling = _offered(base, inputs, couple, *_first_reading(norms, couple))
     found = replace(coupling, branches=find_branches(traces[0], coupling))
     return _assemble(base, with_spared(base, found, inputs), generator, inputs)
+
+
+def _lively(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
+    """Return inputs that let exports be compared, if the model takes others than those of the user."""
+    lively = inputs.lively()
+    if lively is inputs:
+        return inputs
+    try:
+        found = tensors_of(run_eval(_copy(model), lively.copied()))
+    except Exception:  # whatever the user's forward raises
+        return inputs
+    return lively if all(bool(tensor.isfinite().all()) for tensor in found) else inputs
 
 
 def _offered(

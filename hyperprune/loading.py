@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,18 +29,18 @@ def load_model(spec: str, pretrained: bool = False) -> LoadedModel:
 
     Args:
         spec: ``timm/NAME``, ``torchvision/NAME`` or ``package.module:factory``; arguments of the builder follow after
-            commas, as in ``timm/resnet50,num_classes=5``.
+            commas, as in ``timm/resnet50,num_classes=5`` or ``timm/vit_tiny_patch16_224,img_size=(64,64)``.
         pretrained: load the library's default weights (timm and torchvision download them).
 
     Raises:
-        ModelError: the name is not understood, the library is not installed, it knows no such model, or the model
-            takes no such argument.
+        ModelError: the name is not understood, the library is not installed, it knows no such model, the model takes
+            no such argument, or building it fails.
 
     Example:
         >>> load_model("torchvision/resnet18,num_classes=5").model.fc.out_features
         5
     """
-    plain, *words = spec.split(",")
+    plain, *words = _parts(spec)
     arguments = dict(_argument(word, spec) for word in words)
     library, _, name = plain.partition("/")
     try:
@@ -59,6 +59,23 @@ def load_model(spec: str, pretrained: bool = False) -> LoadedModel:
     )
 
 
+def _parts(spec: str) -> list[str]:
+    """Split at the commas that stand outside brackets.
+
+    Example:
+        >>> _parts("timm/vit_tiny_patch16_224,img_size=(64,64),depth=2")
+        ['timm/vit_tiny_patch16_224', 'img_size=(64,64)', 'depth=2']
+    """
+    parts, depth = [""], 0
+    for letter in spec:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
 def _argument(word: str, spec: str) -> tuple[str, Any]:
     """Read ``num_classes=5``; a value that is no Python literal is a string."""
     name, equals, value = word.strip().partition("=")
@@ -75,7 +92,7 @@ def _from_timm(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> Loa
     stem = name.split(".")[0]
     if stem not in timm.list_models():
         raise ModelError(f"timm has no model {name!r}.{_nearest(stem, timm.list_models())}")
-    model = timm.create_model(name, pretrained=pretrained, **arguments)
+    model = _built(f"timm/{name}", lambda: timm.create_model(name, pretrained=pretrained, **arguments))
     return LoadedModel(model, tuple((model.default_cfg or {}).get("input_size", DEFAULT_SIZE)))
 
 
@@ -89,7 +106,8 @@ def _from_torchvision(name: str, pretrained: bool, arguments: Mapping[str, Any])
     ):
         parts["weights_backbone"] = None
     size = 299 if name == "inception_v3" else 224
-    return LoadedModel(models.get_model(name, **(parts | dict(arguments))), (3, size, size))
+    model = _built(f"torchvision/{name}", lambda: models.get_model(name, **(parts | dict(arguments))))
+    return LoadedModel(model, (3, size, size))
 
 
 def _from_factory(module: str, factory: str, pretrained: bool, arguments: Mapping[str, Any]) -> LoadedModel:
@@ -99,15 +117,19 @@ def _from_factory(module: str, factory: str, pretrained: bool, arguments: Mappin
         build = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         raise ModelError(f"{module}:{factory} cannot be imported: {error}") from error
-    try:
-        model: Any = build(**arguments)
-    except TypeError:
-        raise  # the caller knows the words
-    except Exception as error:  # whatever the user's constructor raises
-        raise ModelError(f"{module}:{factory} fails: {type(error).__name__}: {error}") from error
+    model = _built(f"{module}:{factory}", lambda: build(**arguments))
     if not isinstance(model, nn.Module):
         raise ModelError(f"{module}:{factory} returned {type(model).__name__}, not a torch.nn.Module.")
     return LoadedModel(model, DEFAULT_SIZE)
+
+
+def _built(name: str, build: Callable[[], Any]) -> Any:
+    try:
+        return build()
+    except TypeError:
+        raise  # the caller knows the words
+    except Exception as error:  # whatever a constructor raises, or a download
+        raise ModelError(f"{name} fails: {type(error).__name__}: {error}") from error
 
 
 def _library(name: str) -> Any:

@@ -10,6 +10,8 @@ A response norm (ConvNeXt V2's) compares each channel's norm over space with the
 so that the mean comes out n / C times as large, and its weight is multiplied by n / C. The small number that keeps the
 division finite then counts C / n times; where it matters, the proof at export says so.
 
+Where none lives, while a rule presses on, n counts as 1: the norm is shown zeros.
+
 A layer that standardises the rows of its own weight is shown T(weight): the living entries come out s times too
 large, which a division of the layer's input by s undoes.
 """
@@ -26,6 +28,11 @@ from torch.nn.utils import parametrize
 from hyperprune.coupling import CouplingMap, Norm
 from hyperprune.generators import Generated, detach
 from hyperprune.latents import LatentBank, Reference, select
+
+
+def living_count(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return how many channels live, at least 1, shape ``[]``; half precision could not count them."""
+    return mask.sum(dtype=dtype).clamp_min(1)
 
 
 class Living(nn.Module):
@@ -48,7 +55,7 @@ class Living(nn.Module):
     def scale(self) -> Tensor:
         """Return s = sqrt(C / n), shape ``[]``."""
         mask = self.mask()
-        return (mask.numel() / mask.sum().double()).sqrt()
+        return (mask.numel() / living_count(mask, torch.float32 if mask.device.type == "mps" else torch.float64)).sqrt()
 
     def forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -96,9 +103,10 @@ class LivingNorm(Living):
         axis = self.axis % x.ndim
         split = (x * mask).unflatten(axis, (self.groups, -1))
         space = range(axis + 2, split.ndim) if self.spatial else ()
-        total = split.sum(dim=[axis + 1, *space], keepdim=True)
-        count = mask.sum() / self.groups * prod([split.shape[at] for at in space])
-        return (total / count).expand(split.shape).flatten(axis, axis + 1)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        total = split.sum(dim=[axis + 1, *space], keepdim=True, dtype=wide)
+        count = living_count(mask, wide) / self.groups * prod([split.shape[at] for at in space])
+        return (total / count).to(x.dtype).expand(split.shape).flatten(axis, axis + 1)
 
 
 class LivingResponse(Living):
@@ -146,13 +154,13 @@ class StandardisedRows(Generated):
 
     def generate(self, *originals: Tensor) -> Tensor:
         (weight,) = originals
-        living = self._living.target
-        mask = living.along(weight, living.mask())
-        share = mask * living.scale().to(weight.dtype)
-        axes = list(range(1, weight.ndim))
-        count = mask.sum() * prod(weight.shape[2:])
-        mean = (weight * mask).sum(dim=axes, keepdim=True) / count
-        return share * weight + (1 - share) * mean
+        inputs = self._living.target
+        mask = inputs.along(weight, inputs.mask())
+        share = mask * inputs.scale().to(weight.dtype)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        total = (weight * mask).sum(dim=list(range(1, weight.ndim)), keepdim=True, dtype=wide)
+        mean = total / (living_count(mask, wide) * prod(weight.shape[2:]))
+        return share * weight + (1 - share) * mean.to(weight.dtype)
 
 
 def attach_norms(model: nn.Module, bank: LatentBank, coupling: CouplingMap) -> nn.ModuleList:
@@ -165,9 +173,9 @@ def attach_norms(model: nn.Module, bank: LatentBank, coupling: CouplingMap) -> n
     for site in coupling.sites:
         if site.tensor in coupling.standardised and site.role == "reads":
             module, name = model.get_submodule(site.module), site.tensor.rpartition(".")[2]
-            living = LivingInput(bank, site.units, site.axis)
-            _attach(module, name, StandardisedRows(living), living)
-            hooks.append(living)
+            inputs = LivingInput(bank, site.units, site.axis)
+            _attach(module, name, StandardisedRows(inputs), inputs)
+            hooks.append(inputs)
     return hooks.to(bank.latents.device)
 
 

@@ -15,7 +15,7 @@ from hyperprune.batches import batch_of, has_batch, with_batch
 from hyperprune.errors import InputsError, ModelError, ProofError, TraceError
 from hyperprune.files import draft_of
 from hyperprune.generators import Generated
-from hyperprune.trace import ExampleInputs, drop_caches_
+from hyperprune.trace import ExampleInputs, drop_caches_, plain_outputs
 from hyperprune.verify import Proof, compare, eval_mode, full_precision, run_eval
 
 
@@ -25,7 +25,8 @@ def save_program(slim: nn.Module, example_inputs: Any, path: str | Path, *, dyna
     ``torch.export.load(path).module()(x)`` runs it wherever torch is installed. Before the file takes its place it
     has been loaded again and run beside the network, with a dynamic batch at two batch sizes.
 
-    The format is torch's own: torch may unpickle parts of such a file, so load only those of people you trust.
+    Outputs in a dataclass come out as a dict. The format is torch's own: torch may unpickle parts of such a file, so
+    load only those of people you trust.
 
     Args:
         slim: what ``export_pruned`` returned, or any plain network.
@@ -82,7 +83,7 @@ def _run(slim: nn.Module, inputs: ExampleInputs) -> Any:
 def _export(slim: nn.Module, inputs: ExampleInputs, dynamic_batch: bool) -> ExportedProgram:
     drop_caches_(slim)
     try:
-        with eval_mode(slim), full_precision(), warnings.catch_warnings():
+        with eval_mode(slim), full_precision(), plain_outputs(slim), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             shapes = _shapes(slim, inputs) if dynamic_batch else None
             return torch.export.export(slim, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes, strict=False)

@@ -109,9 +109,30 @@ class ExampleInputs:
             f"{type(model).__name__} fails on the example inputs {shapes}: {type(error).__name__}: {error}"
         )
 
+    def lively(self) -> ExampleInputs:
+        """Return the inputs with drawn numbers where all numbers of a tensor of floating point are the same.
+
+        Zeros hide all that a network without biases computes, and constants hide what moves from place to place.
+        """
+        if not any(map(_is_constant, self.tensors())):
+            return self
+        rng = torch.Generator().manual_seed(0)
+        return self.map(lambda tensor: _drawn(tensor, rng) if _is_constant(tensor) else tensor)
+
     def copied(self) -> ExampleInputs:
         """Return copies, for a model that changes its inputs in place."""
         return self.map(torch.Tensor.clone)
+
+
+def _is_constant(tensor: torch.Tensor) -> bool:
+    plain = tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_nested
+    return plain and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+
+
+def _drawn(tensor: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Draw numbers of the same sign: U(0, 1) for zeros, else between a half and one and a half of what there is."""
+    drawn = torch.rand(tensor.shape, generator=rng).to(tensor)
+    return torch.where(tensor == 0, drawn, tensor * (0.5 + drawn))
 
 
 @dataclass(frozen=True)
@@ -322,7 +343,7 @@ def _export(model: nn.Module, inputs: ExampleInputs) -> Trace:
 
 
 def _program(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:
-    with _plain_outputs(model):
+    with plain_outputs(model):
         return torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
 
 
@@ -373,22 +394,23 @@ def _number(size: Any) -> int:
 
 
 @contextmanager
-def _plain_outputs(model: nn.Module) -> Iterator[None]:
+def plain_outputs(model: nn.Module) -> Iterator[None]:
     """Let a model hand out dicts where it hands out dataclasses, which torch.export does not know."""
-    handle = model.register_forward_hook(lambda module, args, output: _without_dataclasses(output))
+    handle = model.register_forward_hook(lambda module, args, output: without_dataclasses(output))
     try:
         yield
     finally:
         handle.remove()
 
 
-def _without_dataclasses(output: Any) -> Any:
+def without_dataclasses(output: Any) -> Any:
+    """Return a model's output with dicts in place of dataclasses."""
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        return {field.name: _without_dataclasses(getattr(output, field.name)) for field in dataclasses.fields(output)}
+        return {field.name: without_dataclasses(getattr(output, field.name)) for field in dataclasses.fields(output)}
     if type(output) in (list, tuple):
-        return type(output)(_without_dataclasses(item) for item in output)
+        return type(output)(without_dataclasses(item) for item in output)
     if type(output) is dict:
-        return {key: _without_dataclasses(value) for key, value in output.items()}
+        return {key: without_dataclasses(value) for key, value in output.items()}
     return output
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +19,17 @@ from hyperprune.optimizers import unwrapped
 from hyperprune.plan import WidthPlan, plans_of
 
 SCHEDULED = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")  # what schedulers note in a group
-POWERS = {  # of the gradient, in what torch's optimisers keep per element
-    "momentum_buffer": 1,
-    "exp_avg": 1,
-    "grad_avg": 1,
-    "exp_inf": 1,
-    "exp_avg_sq": 2,
-    "max_exp_avg_sq": 2,
-    "square_avg": 2,
-    "sum": 2,
+MOMENTUM = {"momentum_buffer": 1}
+MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "exp_inf": 1}
+ROOT_MEAN_SQUARE = {"square_avg": 2, "grad_avg": 1, "momentum_buffer": 0}  # momentum of what is divided by the root
+POWERS = {  # of the gradient, in what optimisers keep per element; the same name means other things elsewhere
+    **dict.fromkeys(("SGD", "SGDW", "Muon"), MOMENTUM),
+    **dict.fromkeys(("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "FusedAdam", "AdamWLegacy", "NAdamW"), MOMENTS),
+    **dict.fromkeys(("Lamb", "Lion"), MOMENTS),
+    **dict.fromkeys(("RMSprop", "RMSpropTF"), ROOT_MEAN_SQUARE),
+    "Adagrad": {"sum": 2},
 }
+OF_THE_OLD = ("step", "_opt_called")  # what a scheduler hangs onto the optimiser that it turns
 
 
 def transfer_optimizer(hyper: HyperModel, slim: nn.Module, optimizer: Any) -> torch.optim.Optimizer:
@@ -41,8 +42,13 @@ def transfer_optimizer(hyper: HyperModel, slim: nn.Module, optimizer: Any) -> to
     contains a share of the weight itself, which scales otherwise; at z = 1 nothing scales.)
 
     The latents are folded in, so their state goes. ``DHP``'s hypernetwork is dropped at export, and its state cannot be
-    told of the weights it made: those, and whatever else cannot be carried over, start afresh, with one warning that
-    counts them. Learning rates are those of now; a scheduler has to be made anew.
+    told of the weights it made: those, and whatever else cannot be carried over (the state of a class that is not known
+    here, for instance), start afresh, with one warning that counts them. What else the optimiser has as attributes, its
+    hooks left out, the new one has too.
+
+    A scheduler has to be made anew. Learning rates, and the momentum or betas that some schedulers move too, are those
+    of now: at the end of ``OneCycleLR`` the rate is next to nothing. Set them before you make the new one:
+    ``for group in optimizer.param_groups: group["lr"] = 0.01``, and ``"momentum"`` or ``"betas"`` likewise.
 
     Args:
         hyper: the searched network.
@@ -76,12 +82,12 @@ def transfer_optimizer(hyper: HyperModel, slim: nn.Module, optimizer: Any) -> to
     old = unwrapped(optimizer)
     _require_nothing_else(old)
     moves = _moves(hyper.model, slim, plan)
-    made: torch.optim.Optimizer = type(old).__new__(type(old))
-    made.__setstate__({**old.__getstate__(), "param_groups": _groups(old, moves), "state": defaultdict(dict)})
+    made = _emptied(old, _groups(old, moves))
+    powers = _powers(old)
     fresh = 0
     for move in (move for several in moves.values() for move in several):
         state = old.state.get(move.source.trained, {})
-        carried = move.carried(state)
+        carried = move.carried(state, powers)
         fresh += bool(state) and carried is None
         if carried:
             made.state[move.new] = carried
@@ -121,7 +127,7 @@ class _Move:
     source: _Source
     new: nn.Parameter
 
-    def carried(self, state: dict[str, Any]) -> dict[str, Any] | None:
+    def carried(self, state: dict[str, Any], powers: Mapping[str, int]) -> dict[str, Any] | None:
         """Return the state for the new parameter; None where it cannot be told."""
         if self.source.factor is None:
             return None
@@ -132,9 +138,9 @@ class _Move:
                 carried[key] = value
             elif isinstance(value, Tensor) and value.ndim == 0:  # the count of steps
                 carried[key] = value.clone()
-            elif key in POWERS and value.shape == self.source.trained.shape:
+            elif key in powers and value.shape == self.source.trained.shape:
                 scale = factor.abs() if key == "exp_inf" else factor
-                carried[key] = self.source.sliced(value) / scale.to(value.dtype) ** POWERS[key]
+                carried[key] = self.source.sliced(value) / scale.to(value.dtype) ** powers[key]
             else:
                 return None
         return carried
@@ -189,6 +195,19 @@ def _rescaled(factor: Tensor | None, name: str, plan: WidthPlan) -> Tensor | Non
             factor = factor.clone()
             factor[list(rescale.rows)] *= rescale.factor
     return factor
+
+
+def _emptied(old: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Return an optimiser like another one, with other groups, and without state or hooks."""
+    own = {k: v for k, v in vars(old).items() if not k.endswith("_hooks") and k not in OF_THE_OLD}
+    made: torch.optim.Optimizer = type(old).__new__(type(old))
+    made.__setstate__({**own, "defaults": dict(old.defaults), "param_groups": groups, "state": defaultdict(dict)})
+    return made
+
+
+def _powers(optimizer: torch.optim.Optimizer) -> Mapping[str, int]:
+    """Return the powers of the gradient in an optimiser's state, by its class or the nearest one it inherits from."""
+    return next((POWERS[kind.__name__] for kind in type(optimizer).__mro__ if kind.__name__ in POWERS), {})
 
 
 def _unscheduled(group: dict[str, Any]) -> dict[str, Any]:

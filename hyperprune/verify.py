@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from hyperprune.errors import ProofError
-from hyperprune.trace import ExampleInputs, modes_kept
+from hyperprune.trace import ExampleInputs, modes_kept, random_state_kept
+
+_Setting = tuple[Any, str, Any]
 
 ROUNDING = {
     torch.float64: 1e-10,
@@ -110,7 +112,7 @@ def run_eval(model: nn.Module, inputs: ExampleInputs) -> Any:
 
     torch's own encoders do not pack padded sequences meanwhile: they could for even numbers of heads only.
     """
-    with eval_mode(model), unpacked(model), full_precision(), torch.random.fork_rng(devices=[]):
+    with eval_mode(model), unpacked(model), full_precision(), random_state_kept(model):
         return inputs.call(model)
 
 
@@ -130,16 +132,45 @@ def unpacked(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Turn autocast and TensorFloat-32 off for a while: their rounding would drown a real difference."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    autocast = [torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda")]
-    matmul.allow_tf32 = False
+    """Turn autocast, TensorFloat-32 and bfloat16 off for a while: their rounding would drown a real difference."""
+    backends: Any = torch.backends
+    flags = [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
+    newer = [(place, "fp32_precision", "ieee") for place in _products(backends) if hasattr(place, "fp32_precision")]
+    level, flags_before, newer_before = _read(torch.get_float32_matmul_precision), _found(flags), _found(newer)
     try:
-        with torch.backends.cudnn.flags(allow_tf32=False), autocast[0], autocast[1]:
+        _set([*flags, *newer])
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
-        matmul.allow_tf32 = before
+        _set(flags_before)
+        if level is not None:
+            torch.set_float32_matmul_precision(level)
+        _set(newer_before)
+
+
+def _products(backends: Any) -> list[Any]:
+    """Return the places where torch keeps what may be rounded: matrix products, convolutions, recurrent layers."""
+    layers = [getattr(backend, kind, None) for backend in (backends.cudnn, backends.mkldnn) for kind in ("conv", "rnn")]
+    return [backends.cuda.matmul, getattr(backends.mkldnn, "matmul", None), *layers]
+
+
+def _found(settings: list[_Setting]) -> list[_Setting]:
+    """Return the same settings as they are now; without those that torch does not tell."""
+    values = [(place, name, _read(lambda: getattr(place, name))) for place, name, _ in settings]  # noqa: B023
+    return [setting for setting in values if setting[2] is not None]
+
+
+def _read(setting: Callable[[], Any]) -> Any:
+    """Return a setting, None where torch refuses: its old and its new interface exclude each other."""
+    try:
+        return setting()
+    except RuntimeError:
+        return None
+
+
+def _set(settings: list[_Setting]) -> None:
+    for place, name, value in settings:
+        setattr(place, name, value)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -23,6 +24,33 @@ def test_others_may_read_it_as_far_as_the_umask_lets_them(tmp_path: Path) -> Non
     assert stat.S_IMODE(written.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
+def test_the_umask_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "umask", None)  # between two calls of it another thread's files would be open to all
+    write_whole(tmp_path / "a", "")
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_a_file_that_was_there_keeps_its_permissions_and_nobody_reads_its_draft(tmp_path: Path, mode: int) -> None:
+    path = write_whole(tmp_path / "a", "old")
+    path.chmod(mode)
+    with draft_of(path) as draft:
+        assert stat.S_IMODE(draft.stat().st_mode) & ~0o600 & ~mode == 0
+        draft.write_text("new")
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", mode)
+
+
+def test_a_link_stays_one_and_what_it_names_is_written(tmp_path: Path) -> None:
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "elsewhere" / "real")
+    for text in ("first", "second"):
+        with draft_of(link) as draft:
+            assert draft.suffix == ".json"
+            draft.write_text(text)
+        assert link.is_symlink()
+        assert (tmp_path / "elsewhere" / "real").read_text() == text
+    assert [file.name for file in (tmp_path / "elsewhere").iterdir()] == ["real"]
+
+
 def write_half(path: Path, error: type[BaseException]) -> None:
     with draft_of(path) as draft:
         draft.write_text("half")
@@ -37,6 +65,16 @@ def test_what_stood_there_stays_when_writing_fails(tmp_path: Path, error: type[B
         write_half(path, error)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("the line is down"), FileNotFoundError(2, "No such file", "photo.png"), FileError("no")]
+)
+def test_an_error_of_something_else_in_the_block_is_not_called_one_of_writing(tmp_path: Path, error: OSError) -> None:
+    with pytest.raises(type(error)) as raised, draft_of(tmp_path / "new"):
+        raise error
+    assert raised.value is error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_no_place_for_a_file(tmp_path: Path) -> None:

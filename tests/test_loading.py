@@ -65,11 +65,22 @@ class TestNames:
             ("torchvision/resnet18,classes=3", "cannot be built with classes=3"),
             ("timm/resnet10t,5", "no argument"),
             ("timm/resnet10t,num_classes=", "no argument"),
+            ("torchvision/resnet18,weights=NoSuch", "torchvision/resnet18 fails: KeyError: 'NoSuch'"),
+            ("timm/resnet10t,output_stride=7", "timm/resnet10t fails: AssertionError"),
         ],
     )
     def test_a_name_that_is_not_understood_is_an_error_that_helps(self, spec, hint):
         with pytest.raises(ModelError, match=hint):
             load_model(spec)
+
+    def test_what_the_librarys_weights_do_not_fit_is_refused(self):
+        with pytest.raises(ModelError, match=r"torchvision/resnet18 fails: ValueError: .*num_classes"):
+            load_model("torchvision/resnet18,num_classes=5", pretrained=True)
+
+    def test_an_argument_may_hold_commas_in_brackets(self):
+        model = load_model("timm/vit_tiny_patch16_224,img_size=(64,32),depth=1").model
+        assert model.patch_embed.grid_size == (4, 2)
+        assert len(model.blocks) == 1
 
     def test_a_factory_has_no_weights_to_be_asked_for(self):
         with pytest.raises(ModelError, match="brings what weights it has"):

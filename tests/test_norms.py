@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -288,3 +289,23 @@ def test_a_norm_that_casts_to_the_type_its_input_has_still_reads_the_stream():
     assert [(group.name, group.size) for group in hyper.coupling.groups] == [("0", 12), ("1.up", 20), ("2.up", 20)]
     hyper.bank.remove_(torch.arange(hyper.coupling.units) % 3 == 1)
     assert export_with_proof(hyper)[1].relative_error < 1e-6
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(1, 12), nn.GroupNorm(3, 12), OwnLayerNorm2d(12)], ids=str)
+def test_a_stream_of_which_nothing_lives_is_zero_and_no_more(norm):
+    """Rules that press on all latents alike may empty a group before the last step."""
+    hyper = hyperize(Residual(norm), torch.randn(2, 3, 4, 4))
+    with torch.no_grad():
+        hyper.bank.latents.zero_()
+    out = hyper(torch.randn(2, 3, 4, 4))
+    assert out.isfinite().all()
+    out.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in hyper.parameters())
+
+
+def test_half_precision_counts_and_adds_up_in_full():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.GroupNorm(1, 16), nn.ReLU(), nn.Conv2d(16, 4, 3)).eval()
+    nn.init.ones_(model[0].bias)
+    hyper = hyperize(model, torch.randn(1, 3, 8, 8)).half()
+    x = torch.randn(1, 3, 96, 96).half()
+    assert torch.equal(hyper(x), copy.deepcopy(model).half()(x))

@@ -17,7 +17,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, StochasticDepth
 
 from hyperprune import hyperize
-from hyperprune.errors import ModelError, TraceError
+from hyperprune.errors import ModelError, NothingPrunableError, TraceError
 from hyperprune.export import export_with_proof
 from hyperprune.labels import Call, rule, unregister
 from hyperprune.labels.reasons import INEXACT
@@ -791,3 +791,24 @@ def test_rounding_that_a_network_amplifies_costs_no_channels_where_float64_canno
     _, proof = export_with_proof(hyper)
     assert 1e-5 < proof.relative_error < 1e-4, "too much for the rehearsal's own bound"
     assert [group.size for group in hyper.coupling.groups] == [64, 32]
+
+
+@pytest.mark.parametrize("example", [torch.zeros(1, 6), torch.ones(1, 6)], ids=["zeros", "ones"])
+def test_examples_without_content_hide_no_mistake(example):
+    layers = {"a": nn.Linear(6, 16, bias=False), "b": nn.Linear(16, 3, bias=False), "c": nn.Linear(16, 3, bias=False)}
+
+    def run(net, x):
+        y = net.a(x)
+        return net.b(y.relu() / y.shape[-1] ** 0.5) + net.c(y.relu())
+
+    with pytest.raises(NothingPrunableError, match="a: 16 channels stay"):
+        hyperize(Net(layers, run), example)
+
+
+def test_a_network_that_takes_nothing_but_its_example_is_compared_on_that():
+    def run(net, x):
+        return net.b(net.a(x).relu()) * (1 - 2 * x.amax()).sqrt()  # not a number for most
+
+    hyper = hyperize(Net({"a": nn.Linear(6, 16), "b": nn.Linear(16, 3)}, run), torch.zeros(1, 6))
+    assert not hyper.inputs.args[0].any()
+    assert hyper.coupling.units == 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,18 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert exit_code_of(save_on_a_full_disk, path) == 0
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@dataclass
+class Pair:
+    first: Tensor
+    second: Tensor
+
+
+def test_a_dataclass_comes_out_as_a_dict(tmp_path: Path) -> None:
+    model = Net({"a": nn.Linear(4, 8), "b": nn.Linear(8, 2)}, lambda net, x: Pair(net.b(net.a(x)), net.a(x).sum(1)))
+    x = torch.randn(2, 4)
+    save_program(model, x, tmp_path / "pair.pt2")
+    found = torch.export.load(tmp_path / "pair.pt2").module()(x)
+    assert torch.equal(found["first"], model(x).first)
+    assert torch.equal(found["second"], model(x).second)

@@ -90,6 +90,72 @@ def test_with_other_gates_the_state_is_that_of_the_slim_weights_gradients(optimi
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-15)
 
 
+def with_gates_of_two() -> tuple[HyperModel, nn.Module]:
+    torch.manual_seed(0)
+    hyper = hyperize(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double(), torch.randn(1, 4).double())
+    with torch.no_grad():
+        hyper.bank.latents.fill_(2)
+    hyper.bank.latents.requires_grad_(False)
+    return hyper, export_pruned(hyper)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_state_is_what_the_optimiser_would_hold_had_it_seen_the_slim_weights_gradients(optimizer: str) -> None:
+    hyper, slim = with_gates_of_two()
+    seen = [OPTIMIZERS[optimizer]([{"params": list(m.parameters()), "lr": 0.0}]) for m in (hyper.model, slim)]
+    for _ in range(4):
+        x = torch.randn(8, 4).double()
+        for network, one in zip((hyper, slim), seen, strict=True):
+            step(network, one, x)
+    carried = transfer_optimizer(hyper, slim, seen[0]).state[slim[2].weight]
+    for key, expected in seen[1].state[slim[2].weight].items():
+        torch.testing.assert_close(carried[key], expected, rtol=1e-5, atol=1e-10)
+
+
+@pytest.mark.parametrize(("optimizer", "known"), [("RMSpropTF", True), ("SGDW", True), ("Lars", False)])
+def test_a_momentum_means_what_its_class_means_by_it(optimizer: str, known: bool) -> None:
+    hyper, slim = with_gates_of_two()
+    kind = getattr(pytest.importorskip("timm.optim"), optimizer)
+    made = kind([p for p in hyper.model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
+    step(hyper, made, torch.randn(8, 4).double())
+    reader: Any = hyper.model[2]
+    old = made.state[reader.parametrizations.weight.original]["momentum_buffer"]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        carried = transfer_optimizer(hyper, slim, made).state[slim[2].weight].get("momentum_buffer")
+    assert any("start afresh" in str(warning.message) for warning in said) != known
+    if known:
+        torch.testing.assert_close(carried, old if optimizer == "RMSpropTF" else old / 2)
+    else:
+        assert carried is None
+
+
+class Clipped(torch.optim.SGD):
+    def __init__(self, params: Any, bound: float) -> None:
+        super().__init__(params, lr=0.1)
+        self.bound = bound
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], self.bound)
+        return super().step(closure)
+
+
+def test_the_optimisers_own_attributes_go_along_and_its_hooks_and_scheduler_stay() -> None:
+    hyper, slim = with_gates_of_two()
+    made, steps = Clipped(hyper.parameters(), bound=0.25), []
+    made.register_step_pre_hook(lambda *_: steps.append("old"))
+    torch.optim.lr_scheduler.StepLR(made, 10)
+    carried: Any = transfer_optimizer(hyper, slim, made)
+    before = copy.deepcopy(slim)
+    step(slim, carried, torch.randn(2, 4).double())
+    moved = [(a - b).detach().norm() for a, b in zip(slim.parameters(), before.parameters(), strict=True)]
+    assert float(torch.stack(moved).norm()) == pytest.approx(0.1 * 0.25)
+    assert steps == []
+    fused: Any = transfer_optimizer(hyper, slim, torch.optim.Adam(hyper.parameters(), fused=True))
+    assert fused._step_supports_amp_scaling
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_every_slim_parameter_is_held_with_its_options_and_nothing_else(name: str) -> None:
     hyper, made, _ = trained(name, "adamw")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +18,8 @@ from torch import Tensor, nn
 from hyperprune.errors import ProofError
 from hyperprune.trace import ExampleInputs
 from hyperprune.verify import compare, run_eval, tensors_of
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -147,3 +155,56 @@ def test_outputs_of_whole_numbers_and_of_truth_values_are_compared() -> None:
     assert not compare(both, both).uneven
     assert compare(both[1], ~both[1]).relative_error == 1
     assert compare(torch.tensor([0.1, 5000.0]), torch.tensor([0.1, 5000.0])).uneven
+
+
+PRECISIONS: dict[str, Callable[[], None]] = {
+    "the old interface": lambda: torch.set_float32_matmul_precision("medium"),
+    "an old flag": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "the new interface": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "the new interface for all": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+}
+PRECISION = """\
+import sys, torch
+from tests.test_verify import PRECISIONS, precisions
+from hyperprune.verify import full_precision
+PRECISIONS[sys.argv[1]]()
+before = precisions()
+with full_precision():
+    assert precisions()["matmul"] == precisions()["conv"] == "ieee", precisions()
+    torch.export.export(torch.nn.Linear(2, 2), (torch.randn(1, 2),))
+assert precisions() == before, (before, precisions())
+"""
+
+
+def precisions() -> dict[str, Any]:
+    """Return torch's settings in both interfaces; one it does not tell as an exception."""
+    backends: Any = torch.backends
+    found: dict[str, Any] = {"matmul": backends.cuda.matmul.fp32_precision, "conv": backends.cudnn.conv.fp32_precision}
+    found["products"] = backends.mkldnn.matmul.fp32_precision
+    for name, read in (
+        ("level", torch.get_float32_matmul_precision),
+        ("matmul flag", lambda: backends.cuda.matmul.allow_tf32),
+        ("conv flag", lambda: backends.cudnn.allow_tf32),
+    ):
+        try:
+            found[name] = read()
+        except RuntimeError:
+            found[name] = RuntimeError
+    return found
+
+
+@pytest.mark.parametrize("how", PRECISIONS)
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch has one interface only")
+def test_full_precision_is_an_interlude_whatever_interface_set_the_other(how: str) -> None:
+    done = subprocess.run([sys.executable, "-c", PRECISION, how], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_gives_back_the_states_of_all_random_generators() -> None:
+    class Drawing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * random.random() * np.random.rand() * torch.rand(())
+
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    run_eval(Drawing(), ExampleInputs.of(torch.ones(1)))
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before

@@ -47,11 +47,20 @@ class Solver:
         for resource, limit in limits.items():
             lowest, full = getattr(least, resource), getattr(dense, resource)
             if lowest > limit:
-                raise BudgetError(
-                    f"{shown(resource, limit)} cannot be reached: with the floors and the divisor asked for, the "
-                    f"lowest is {shown(resource, lowest).split('=')[1]} ({lowest / full:.1%} of dense). "
-                    f"{self._dearest_floors(resource)}Ask for more, or lower floor= or divisor=."
-                )
+                amount = f"{shown(resource, lowest).split('=')[1]} ({lowest / full:.1%} of dense)"
+                raise BudgetError(f"{shown(resource, limit)} cannot be reached: {self._least(resource, amount)}")
+
+    def _least(self, resource: str, amount: str) -> str:
+        """Say what the least is, and what holds it."""
+        if (self._ladder.lowest == self._ladder.bare()).all():
+            return (
+                f"with the fewest channels everywhere it is {amount}. The rest lies in layers whose channels stay: "
+                "print(hyper.coupling) says which, and why. Ask for more."
+            )
+        return (
+            f"with the floors and the divisor asked for, the lowest is {amount}. "
+            f"{self._dearest_floors(resource)}Ask for more, or lower floor= or divisor=."
+        )
 
     def _dearest_floors(self, resource: str) -> str:
         """Name the floors that hold most of a resource at the narrowest allowed widths."""

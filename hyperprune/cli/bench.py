@@ -117,6 +117,7 @@ def _networks(options: argparse.Namespace) -> tuple[nn.Module, nn.Module, Tensor
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise LatencyError("torch finds no CUDA device here. Leave out --device cuda.")
+    torch.manual_seed(0)  # of the weights, by which a budget is met
     loaded = load_model(options.dense)
     if options.threads is not None:
         torch.set_num_threads(options.threads)  # a latency that is asked for is met as it is measured afterwards

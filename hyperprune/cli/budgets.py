@@ -165,7 +165,7 @@ class _Patterns(argparse.Action):
     """Gathers patterns and their numbers, each pattern once."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, flag: str | None = None) -> None:
-        (pattern, channels), known = values, getattr(namespace, self.dest)
+        (pattern, channels), known = values, getattr(namespace, self.dest) or {}
         if known.get(pattern, channels) != channels:
             raise argparse.ArgumentError(self, f"{pattern} is given {known[pattern]} and {channels}; leave one out")
         setattr(namespace, self.dest, {**known, pattern: channels})

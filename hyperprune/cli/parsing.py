@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +27,17 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=HelpFormatter, **options)
+        self._words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and remember the words."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def given(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return which of some options were given, be it their default: the words are parsed without defaults."""
+        options = self.parse_args(self._words, argparse.Namespace(**dict.fromkeys(names)))
+        return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 def positive(text: str) -> int:

@@ -165,14 +165,14 @@ def _settings(parser: Parser, options: argparse.Namespace) -> TrainingSettings:
     """Return what is asked; when resuming, what the run was begun with, which nothing may contradict."""
     from hyperprune.training import TrainingSettings
 
-    asked: dict[str, Any] = {field.name: getattr(options, field.name) for field in fields(TrainingSettings)}
+    names = [field.name for field in fields(TrainingSettings)]
     if not options.resume:
-        return TrainingSettings(**asked)
-    begun = TrainingSettings.read(options.out)
-    for name, value in asked.items():
-        if value not in (parser.get_default(name), getattr(begun, name)):
+        return TrainingSettings(**{name: getattr(options, name) for name in names})
+    begun, given = TrainingSettings.read(options.out), parser.given(names)
+    for name, value in given.items():
+        if value != getattr(begun, name):
             raise TrainingError(
-                f"the run in {options.out} was begun with {_told(name, vars(begun))}, not {_told(name, asked)}. Leave "
+                f"the run in {options.out} was begun with {_told(name, vars(begun))}, not {_told(name, given)}. Leave "
                 "the settings out to go on with it, or start another run in another folder."
             )
     return begun
@@ -180,7 +180,7 @@ def _settings(parser: Parser, options: argparse.Namespace) -> TrainingSettings:
 
 def _told(name: str, settings: Mapping[str, Any]) -> str:
     """Write a setting; one of the budget's together with the whole budget, for latency has two names."""
-    return in_flags(settings) if name in FLAGS else f"{name} {settings[name]}"
+    return (in_flags(settings) if name in FLAGS else "") or f"{FLAGS.get(name, name)} {settings[name]}"
 
 
 def _say_how_to_go_on(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hyperprune.copies import copied
+from hyperprune.errors import InputsError
 from hyperprune.trace import ExampleInputs
 
 LAYERS = ("conv", "linear", "addmm", "matmul", "bmm")
@@ -38,11 +39,19 @@ def count_with_fvcore(model: nn.Module, example_inputs: Any) -> CountedCost:
         model: any module; it is copied and counted in eval mode.
         example_inputs: a tensor or a tuple of positional arguments.
 
+    Raises:
+        InputsError: there are keyword arguments, which fvcore does not take.
+
     Example:
         >>> count_with_fvcore(nn.Linear(4, 3), torch.zeros(1, 4)).macs
         12
     """
     inputs = ExampleInputs.of(example_inputs)
+    if inputs.kwargs:
+        raise InputsError(
+            f"fvcore takes positional arguments only, and {', '.join(inputs.kwargs)} came by name. Pass a tuple in the "
+            f"order of {type(model).__name__}.forward()."
+        )
     level = logging.getLogger("fvcore.nn.jit_analysis")
     before = level.level
     level.setLevel(logging.ERROR)

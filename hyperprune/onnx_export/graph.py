@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from hyperprune.errors import OnnxError
 from hyperprune.onnx_export.axes import Axes
-from hyperprune.trace import ExampleInputs, drop_caches_
+from hyperprune.trace import ExampleInputs, drop_caches_, plain_outputs, random_state_kept, without_dataclasses
 from hyperprune.verify import eval_mode, full_precision
 
 OPSET = 18  # torch's translations are written in it, so nothing is converted; ONNX Runtime reads it since 1.14
@@ -28,11 +29,12 @@ def onnx_graph(network: nn.Module, inputs: ExampleInputs, axes: list[Axes], exam
     Raises:
         OnnxError: it cannot be exported, or not with these axes free.
     """
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with _quiet(), random_state_kept(network):
         program = _traced(network, inputs, axes)
-        translated = _translated(program, axes, output_names(example_output), opset)
+        translated = _translated(program, axes, output_names(without_dataclasses(example_output)), opset)
     if (found := translated.model.opset_imports.get("")) != opset:
         raise OnnxError(f"opset {opset} was asked for, but torch.onnx wrote {found}. Ask for opset={OPSET}.")
+    _name_apart_(translated.model.graph)
     _forget_sources_(translated.model)
     return translated
 
@@ -46,7 +48,13 @@ def output_names(output: Any) -> list[str]:
     """
     leaves = pytree.tree_flatten_with_path(output)[0]
     named = [_name(path) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
-    return [name if name and not name[0].isdigit() else f"output_{name}".rstrip("_") for name in named]
+    found: list[str] = []
+    for name in named:
+        free = name if name and not name[0].isdigit() else f"output_{name}".rstrip("_")
+        while free in found:
+            free += "_out"
+        found.append(free)
+    return found
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -56,7 +64,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 def _traced(network: nn.Module, inputs: ExampleInputs, axes: list[Axes]) -> ExportedProgram:
     drop_caches_(network)
-    with eval_mode(network), full_precision():
+    with eval_mode(network), full_precision(), plain_outputs(network):
         try:
             return _program(network, inputs, axes)
         except Exception as error:  # torch.export raises many types
@@ -107,6 +115,17 @@ def _translated(program: ExportedProgram, axes: list[Axes], names: list[str], op
     except Exception as error:  # torch.onnx raises many types
         reason = next((str(e) for e in (error.__cause__, error) if e), "").strip().split("\n\n")[0]
         raise OnnxError(f"torch.onnx cannot translate the network to ONNX: {reason}") from error
+
+
+def _name_apart_(graph: Any) -> None:
+    """Let no output bear the name of a parameter, an input, or another value."""
+    made = [value.name for node in graph.all_nodes() for value in node.outputs]
+    taken = Counter([*made, *graph.initializers, *(value.name for value in graph.inputs)])
+    for output in graph.outputs:
+        while taken[output.name] > 1:
+            taken[output.name] -= 1
+            output.name += "_out"
+            taken[output.name] += 1
 
 
 def _forget_sources_(model: Any) -> None:

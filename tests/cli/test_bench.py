@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperprune import Budget, cli, prune, save_pruned
+from hyperprune.errors import LatencyError
 from tests.models import sequential
 
 COMMON = ["--input", "3x8x8", "--runs", "2", "--threads", "1"]
@@ -31,6 +32,20 @@ def test_without_a_checkpoint_the_network_is_cut_on_the_spot(capsys: pytest.Capt
     text = capsys.readouterr().out
     assert "PyTorch eager" in text
     assert "faster" in text
+
+
+def test_the_cut_is_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def note(dense: nn.Module, slim: nn.Module, x: Tensor, **_: object) -> None:
+        found.append([*dense.state_dict().values(), *slim.state_dict().values()])
+        raise LatencyError("enough")
+
+    monkeypatch.setattr("hyperprune.latency.compare_latency", note)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        assert cli.main(["bench", "tests.models:sequential", "--macs", "0.5", *COMMON]) == cli.EXIT_FAILED
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize(

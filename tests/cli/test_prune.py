@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hyperprune import cli, load_pruned
 from hyperprune.metering import record
+from hyperprune.training import TrainingSettings
 from tests.training import factories
 
 SMALL = "--data sklearn/digits --macs 0.5 --input 3x8x8 --batch-size 256"
@@ -199,6 +200,26 @@ def test_another_setting_than_the_run_was_begun_with_is_refused(
     ):
         assert cli.main(["prune", "--resume", *words.split(), "--out", str(tmp_path / "run")]) == cli.EXIT_FAILED
         assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--epochs 5", "epochs 20, not epochs 5."),
+        ("--seed 0", "seed 7, not seed 0."),
+        ("--optimizer sgd", "optimizer adamw, not optimizer sgd."),
+        ("--divisor 1", "--macs 0.3 --divisor 8 --floors stem=4, not --divisor 1."),
+        ("--floors stem=8", "--macs 0.3 --divisor 8 --floors stem=4, not --floors stem=8."),
+        ("--epochs 20 --seed 0", "seed 7, not seed 0."),
+    ],
+)
+def test_a_setting_that_is_given_is_minded_though_it_is_the_default(
+    words: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = {"macs": 0.3, "epochs": 20, "divisor": 8, "seed": 7, "optimizer": "adamw", "floors": {"stem": 4}}
+    TrainingSettings("tests.training.factories:digits", "sklearn/digits", **begun).write(tmp_path)  # type: ignore
+    assert cli.main(["prune", "--resume", "--out", str(tmp_path), *words.split()]) == cli.EXIT_FAILED
+    assert f"was begun with {told} Leave the settings out" in capsys.readouterr().err
 
 
 def test_activations_and_floors_are_met_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

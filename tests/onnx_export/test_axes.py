@@ -74,3 +74,4 @@ def test_outputs_are_named_by_their_place() -> None:
     assert output_names(t) == ["output"]
     assert output_names((t, t)) == ["output_0", "output_1"]
     assert output_names({"a": t, "b": {"c": t}, "none": None}) == ["a", "b_c"]
+    assert output_names({"a": {"b": t}, "a_b": t}) == ["a_b", "a_b_out"]

@@ -283,3 +283,29 @@ def test_a_missing_library_is_named_with_what_to_install(
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingLibraryError, match=rf"{library} is not installed: pip install 'hyperprune\[onnx\]'"):
         export_onnx(nn.Linear(2, 2), torch.randn(1, 2), file)
+
+
+@dataclass
+class Found:
+    reg: Tensor
+    relu: Tensor
+
+
+class Named(nn.Module):
+    """Its outputs are called like its parameter, its input and its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reg, self.inner, self.outer = nn.Parameter(torch.randn(4)), nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        made = self.outer(torch.relu(self.inner(x)))
+        return {"reg": (made * self.reg).sum(-1), "x": made + 3, "found": Found(made * 2, made * 4)}
+
+
+def test_outputs_come_in_a_dataclass_and_may_be_called_like_parameters_and_inputs(tmp_path: Path) -> None:
+    x = torch.randn(1, 4)
+    proof = export_onnx(prune(Named(), x, Budget(macs=0.5)), x, tmp_path / "n.onnx")
+    assert proof.relative_error < 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "n.onnx")
+    assert [output.name for output in session.get_outputs()] == ["reg_out", "x_out", "found_reg", "found_relu"]
