@@ -29,7 +29,10 @@ def copied(module: Module, shared: Iterable[Tensor] = ()) -> Module:
     memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     for tensor in _with_history(module):
         memo.setdefault(id(tensor), tensor.detach().clone())
-    return copy.deepcopy(module, memo)
+    made = copy.deepcopy(module, memo)
+    for old, new in zip(module.parameters(), made.parameters(), strict=True):
+        vars(new).update(vars(old))  # attributes such as no_decay, which torch leaves behind
+    return made
 
 
 def _with_history(module: nn.Module) -> list[Tensor]:

@@ -30,6 +30,7 @@ from hyperprune.rehearsal import (
     Choices,
     Couple,
     after_fault,
+    in_one_class,
     rehearse,
     undecided,
     whatever_is_read,
@@ -258,6 +259,7 @@ def _offered(
         else:
             tried = (
                 whatever_is_read(choices, base, coupling, inputs, outcome, couple)
+                or in_one_class(choices, base, coupling, inputs, outcome, couple)
                 or after_fault(choices, coupling, base, outcome)
                 or without_guilty(choices, base, coupling, inputs, outcome)
             )

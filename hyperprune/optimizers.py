@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from hyperprune.errors import SearchError
 from hyperprune.latents import LatentBank
@@ -89,9 +90,13 @@ class Watch:
         self._looked = False
 
     def all_skipped(self, steps: int) -> bool:
-        """Say whether no step has been taken yet because gradients overflow: AMP's scaler is looking for its scale."""
+        """Say whether no step has been taken yet because AMP's scaler may be looking for its scale.
+
+        It is given a few steps; more, as long as gradients can be seen to overflow. ``zero_grad()`` may hide them.
+        """
         gradient = self._bank.latents.grad
-        return self._unmatched == steps and gradient is not None and not bool(gradient.isfinite().all())
+        overflows = gradient is not None and not bool(gradient.isfinite().all())
+        return self._unmatched == steps and (steps <= UNMATCHED or overflows)
 
     def often_unmatched(self, steps: int) -> int:
         """Return how many of so many steps came without one of the optimiser, if that is often; once only."""
@@ -101,7 +106,7 @@ class Watch:
         return self._unmatched
 
 
-def before_each_use(optimizer: torch.optim.Optimizer, look: Callable[[], None]) -> None:
+def before_each_use(optimizer: torch.optim.Optimizer, look: Callable[[], None]) -> RemovableHandle:
     """Call a method whenever the optimiser is about to use gradients, for as long as the method's owner lives.
 
     A closure (LBFGS, Lightning) makes the gradients only inside ``step``, so the look is taken when it returns.
@@ -120,7 +125,7 @@ def before_each_use(optimizer: torch.optim.Optimizer, look: Callable[[], None]) 
         look_if_alive()
         return None
 
-    optimizer.register_step_pre_hook(before_step)
+    return optimizer.register_step_pre_hook(before_step)
 
 
 def _then(closure: Callable[[], Any], look: Callable[[], None]) -> Callable[[], Any]:

@@ -319,6 +319,29 @@ def whatever_is_read(
     return replace(choices, held=without_guilty(settled, model, rest, inputs, outcome).held)
 
 
+def in_one_class(
+    choices: Choices, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, fault: Fault, couple: Couple
+) -> Choices | None:
+    """Return the choices with the calls of one class read otherwise, if exports hold then.
+
+    A wrong result says nothing of where it comes from: else the sizes of all classes would be read otherwise at once.
+    None before all ways to read products have been tried.
+    """
+    modules = _modules(model)
+    classes: dict[type[nn.Module], list[str]] = {}
+    for node, path in _suspects(coupling, modules).items():
+        classes.setdefault(type(modules[path]), []).append(node)
+    if not fault.inexact or not 1 < len(classes) <= FEW or _other_products(coupling, modules, choices):
+        return None
+    products = list(chain(*_kinds_of_products(coupling, modules).values()))
+    for depth, nodes, digit in product(range(1, LAST_RESORT + 1), classes.values(), (0, 1) if products else (0,)):
+        tried = choices.read(dict.fromkeys(products, digit) | dict.fromkeys(nodes, depth))
+        rest = couple(tried)
+        if rest.groups and isinstance(rehearse(model, rest, inputs), Proof):
+            return tried
+    return None
+
+
 def without_guilty(
     choices: Choices, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, fault: Fault
 ) -> Choices:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from hyperprune.budget import Budget
 from hyperprune.errors import SearchError
@@ -19,11 +21,13 @@ from hyperprune.latents import LatentBank
 from hyperprune.optimizers import Watch, before_each_use, options_of, unwrapped
 from hyperprune.schedule import Schedule
 from hyperprune.sparsifiers import Fisher, Press, Sparsifier
+from hyperprune.sparsifiers.base import AtSchedule, described
 
 DECISIONS = 40
 LARGEST_JUMP = 0.1  # share of the dense cost that the last decision may cut without a warning
 
 _LATEST: weakref.WeakKeyDictionary[LatentBank, weakref.ref[Search]] = weakref.WeakKeyDictionary()
+_HOOKS: weakref.WeakKeyDictionary[LatentBank, list[RemovableHandle]] = weakref.WeakKeyDictionary()  # of the latest
 _SERVED: weakref.WeakSet[Sparsifier] = weakref.WeakSet()
 
 
@@ -79,11 +83,11 @@ class Search:
         budget: what the slim network may cost.
         steps: optimiser steps until the budget is reached.
         sparsifier: the rule that scores and presses; ``Fisher()`` by default.
-        every: optimiser steps between two decisions; by default ``steps / 40``, rounded up.
+        every: optimiser steps between two decisions, at most ``steps``; by default ``steps / 40``, rounded up.
 
     Raises:
         SearchError: an argument is of the wrong kind, the optimiser does not hold the latents, ``steps`` is less
-            than 1, or the sparsifier has served another search.
+            than 1 or than ``every``, or the sparsifier has served another search.
         BudgetError: the budget is above the dense cost or below what the floors allow.
         ModelError: a layer was replaced after ``hyperize``.
 
@@ -114,7 +118,7 @@ class Search:
         every: int | None = None,
     ) -> None:
         _check_arguments(hyper, budget, sparsifier)
-        _check_numbers(steps=steps, every=1 if every is None else every)
+        _check_numbers(steps, 1 if every is None else every)
         self._bank = hyper.bank
         self._schedule = Schedule(hyper, budget)
         self._optimizer = unwrapped(optimizer)
@@ -139,10 +143,15 @@ class Search:
 
     def _take_over(self) -> None:
         """Become the search of this network; an earlier one of the same network stops."""
+        for hook in _HOOKS.get(self._bank, ()):
+            hook.remove()
         _LATEST[self._bank] = weakref.ref(self)
-        before_each_use(self._optimizer, self._observe)
+        _HOOKS[self._bank] = [before_each_use(self._optimizer, self._observe)]
         if self._attached:
-            self._optimizer.register_step_post_hook(self._after_step)
+            self._step_along()
+
+    def _step_along(self) -> None:
+        _HOOKS[self._bank].append(self._optimizer.register_step_post_hook(self._after_step))
 
     def _replaced(self) -> bool:
         latest = _LATEST.get(self._bank)
@@ -174,8 +183,8 @@ class Search:
     def attach(self, optimizer: torch.optim.Optimizer) -> Search:
         """Step by itself after every ``optimizer.step()``, for loops that are not yours to edit.
 
-        The optimiser keeps the search alive. A step that AMP's scaler skips is none. Being attached is no part of
-        ``state_dict()``: attach again in the program that goes on.
+        The optimiser keeps the search alive, until a newer one takes its place. A step that AMP's scaler skips is none.
+        Being attached is no part of ``state_dict()``: attach again in the program that goes on.
 
         Args:
             optimizer: the one the search was made with, or a wrapper around it (Accelerate's, Lightning's).
@@ -205,7 +214,7 @@ class Search:
         if self._attached:
             raise SearchError("the search is attached to its optimiser already: once is enough.")
         self._attached = True
-        self._optimizer.register_step_post_hook(self._after_step)
+        self._step_along()
         return self
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -272,7 +281,7 @@ class Search:
             "sparsifier": self._sparsifier.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict``; ``steps`` and ``every`` become those of the state.
 
         Raises:
@@ -290,7 +299,7 @@ class Search:
     def _about(self) -> dict[str, Any]:
         """Say what a state belongs to, in numbers and strings."""
         parts = (self._sparsifier.score, self._sparsifier.action, self._sparsifier.ending)
-        return {**self._schedule.about(), "rule": [type(part).__name__ for part in parts]}
+        return {**self._schedule.about(), "rule": [described(part) for part in parts]}
 
     @torch.no_grad()
     def _observe(self) -> None:
@@ -323,6 +332,8 @@ class Search:
         return scores
 
     def _ends_early(self) -> bool:
+        if isinstance(self._sparsifier.ending, AtSchedule):
+            return False  # without pricing the network first
         living = self._sparsifier.living(self._bank)
         return self._sparsifier.satisfied(self._schedule.ratio(living), self._schedule.target())
 
@@ -386,14 +397,21 @@ def _check_arguments(hyper: object, budget: object, sparsifier: object) -> None:
         )
 
 
-def _check_numbers(**numbers: object) -> None:
-    for name, value in numbers.items():
+def _check_numbers(steps: Any, every: Any) -> None:
+    for name, value in (("steps", steps), ("every", every)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise SearchError(f"{name} must be an integer of at least 1, not {value!r}.")
+    if every > steps:
+        raise SearchError(
+            f"every={every} is more than steps={steps}: nothing would be decided before the last step. Leave every= "
+            "out for about forty decisions, or give every=steps to cut all at once."
+        )
 
 
-def _check_state(state: dict[str, Any], present: dict[str, Any]) -> None:
+def _check_state(state: object, present: dict[str, Any]) -> None:
     """Compare a state that is to be loaded with the present one of the search that loads it."""
+    if not isinstance(state, Mapping):
+        raise SearchError(f"load_state_dict takes what Search.state_dict() returned, not {type(state).__name__}.")
     if missing := sorted(present.keys() - state.keys()):
         raise SearchError(f"the state lacks {missing[0]!r}: it is not what Search.state_dict() returned.")
     if len(state["doomed"]) != len(present["doomed"]):

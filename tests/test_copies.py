@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperprune import export_pruned, hyperize
+from hyperprune import DHP, Lean, export_pruned, hyperize
 from hyperprune.copies import copied
+from hyperprune.generators import Generator
 
 
 class Keeps(nn.Module):
@@ -48,3 +50,14 @@ def test_a_model_that_keeps_activations_is_hyperized_and_exported_after_a_step()
     hyper(x).sum().backward()
     hyper.bank.keep_(torch.arange(8) < 4)
     assert export_pruned(hyper).first.out_features == 4
+
+
+@pytest.mark.parametrize("generator", [Lean(), DHP()], ids=["lean", "DHP"])
+def test_attributes_of_parameters_come_along_to_the_slim_network(generator: Generator) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    model[2].weight.no_decay = model[0].bias.no_decay = True
+    hyper = hyperize(model, torch.randn(1, 4), generator=generator)
+    hyper.bank.remove_(torch.arange(8) < 5)
+    slim = export_pruned(hyper)
+    assert [name for name, p in slim.named_parameters() if hasattr(p, "no_decay")] == ["0.bias", "2.weight"]
+    assert next(name for name, p in hyper.model.named_parameters() if hasattr(p, "no_decay")) == "0.bias"

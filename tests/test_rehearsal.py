@@ -274,6 +274,52 @@ def test_a_number_worked_out_from_a_width_costs_the_channels_that_it_counts_and_
     assert [frozen.reason for frozen in coupling.frozen if frozen.layer == "b"] == [INEXACT]
 
 
+class Modulated(nn.Module):
+    """Scales and shifts each channel by what a layer made of a condition (diffusion, FiLM)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.both, self.outer = nn.Conv2d(6, 10, 1), nn.Linear(4, 20), nn.Conv2d(10, 6, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.both(condition)[:, :, None, None].chunk(2, 1)
+        return x + self.outer(torch.relu(self.inner(x) * (1 + scale) + shift))
+
+
+class Attending(nn.Module):
+    """Attention over positions that divides by the root of its stream's width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Conv1d(i, o, 1) for i, o in ((6, 9), (6, 9), (6, 7), (7, 6)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, width, height, length = x.shape
+        flat = x.reshape(batch, width, -1)
+        weights = (self.query(flat).mT @ self.key(flat) * width**-0.5).softmax(-1)
+        return x + self.out((weights @ self.value(flat).mT).mT).reshape(batch, width, height, length)
+
+
+class Conditioned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.attention, self.head = (
+            nn.Conv2d(3, 6, 1),
+            Modulated(),
+            Attending(),
+            nn.Conv2d(6, 2, 1),
+        )
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.head(self.attention(self.block(self.stem(x), condition)))
+
+
+def test_a_number_from_a_width_in_one_class_costs_no_channels_whose_sizes_another_class_holds() -> None:
+    hyper = hyperize(Conditioned().eval(), (torch.randn(IMAGE), torch.randn(2, 4)))
+    assert {"block.inner", "attention.value"} <= {maker for group in hyper.coupling.groups for maker in group.makers}
+    assert "stem" not in {maker for group in hyper.coupling.groups for maker in group.makers}
+
+
 def test_a_layer_that_scales_by_its_own_inputs_keeps_them() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Equalised(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
     coupling = exact(model, torch.randn(IMAGE))

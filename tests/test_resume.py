@@ -19,7 +19,17 @@ from hyperprune import DHP, Budget, Fisher, HyperModel, L1Proximal, Lean, Publis
 from hyperprune.errors import ModelError, SearchError
 from hyperprune.files import draft_of, write_whole
 from hyperprune.generators import Generator
-from hyperprune.sparsifiers import Sparsifier
+from hyperprune.sparsifiers import (
+    Balanced,
+    BinaryGates,
+    Cut,
+    FirstOrder,
+    HardConcrete,
+    Random,
+    Saliency,
+    Sparsifier,
+    Uniform,
+)
 from tests.fresh import exit_code_of
 from tests.models import Block, residual
 
@@ -271,6 +281,42 @@ def test_a_state_of_another_search_is_refused_and_changes_nothing(other: Callabl
     with pytest.raises(SearchError, match=message):
         search.load_state_dict(stranger.state_dict())
     assert search.step_count == 0
+
+
+@pytest.mark.parametrize(
+    ("made", "other"),
+    [
+        (lambda: Fisher(decay=0.9), Fisher),
+        (lambda: Sparsifier(Balanced(FirstOrder(), 0.5), Cut()), Fisher),
+        (Uniform, lambda: Uniform(Saliency())),
+        (lambda: PublishedL1(lambda_=1e-3), lambda: PublishedL1(lambda_=5e-2)),
+        (lambda: PublishedL1(least=2), PublishedL1),
+        (lambda: Random(seed=1), Random),
+        (lambda: BinaryGates(slope=(1.0, 8.0)), BinaryGates),
+        (lambda: HardConcrete(rate=0.1), HardConcrete),
+    ],
+    ids=["decay", "inner score", "no inner score", "lambda", "least", "seed", "slope", "rate"],
+)
+def test_a_state_of_a_rule_that_was_made_otherwise_is_refused(
+    made: Callable[[], Sparsifier], other: Callable[[], Sparsifier]
+) -> None:
+    state = searching(Budget(macs=0.5), made()).state_dict()
+    with pytest.raises(SearchError, match="another rule"):
+        searching(Budget(macs=0.5), other()).load_state_dict(state)
+    again = searching(Budget(macs=0.5), made())
+    again.load_state_dict(unpack(pack(state)))
+    assert str(again.state_dict()) == str(state)
+
+
+def test_numbers_of_a_rule_may_be_written_otherwise() -> None:
+    state = searching(Budget(macs=0.5), BinaryGates(slope=(1, 4))).state_dict()
+    searching(Budget(macs=0.5), BinaryGates(slope=(1.0, 4.0))).load_state_dict(state)
+
+
+@pytest.mark.parametrize("nothing", [None, [], "state"], ids=repr)
+def test_what_is_no_mapping_is_refused(nothing: Any) -> None:
+    with pytest.raises(SearchError, match=r"takes what Search\.state_dict\(\) returned"):
+        searching(Budget(macs=0.5)).load_state_dict(nothing)
 
 
 def test_something_that_is_no_state_is_refused() -> None:

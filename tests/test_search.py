@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from hyperprune import DHP, Budget, Fisher, HyperModel, L1Proximal, Lean, Publis
 from hyperprune.budget import Ladder
 from hyperprune.errors import BudgetError, SearchError
 from hyperprune.generators import Generator
+from hyperprune.schedule import Schedule
 from hyperprune.sparsifiers import BinaryGates, HardConcrete, Sparsifier
 from tests.models import SMALL, assert_same, count, residual, small, snapshot, train
 
@@ -313,10 +316,12 @@ def test_an_optimiser_that_decays_the_latents_is_warned_of() -> None:
         Search(hyper, torch.optim.SGD(hyper.parameter_groups(lr=0.1, weight_decay=1e-4)), Budget(macs=0.5), 5)
 
 
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("steps", [1, 5, 21])
 def test_a_search_without_gradients_is_an_error(steps: int) -> None:
     _, search, _ = start(steps=steps)
-    with pytest.raises(SearchError, match="no gradient has reached the latents by step 1"):
+    for _ in range(steps - 1):
+        search.step()  # AMP's scaler may be looking for its scale
+    with pytest.raises(SearchError, match=f"no gradient has reached the latents by step {steps}"):
         search.step()
 
 
@@ -404,3 +409,42 @@ def test_decisions_are_taken_as_often_as_asked() -> None:
     changes = [step for step in range(2, 13) if alive[step - 1] != alive[step - 2]]
     assert set(changes) <= {4, 8, 12}
     assert np.diff(alive).max() <= 0
+
+
+def test_steps_that_are_skipped_before_the_first_one_are_no_error_though_gradients_are_zeroed_early() -> None:
+    hyper, search, optimizer = start(steps=24)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    for _ in range(24):
+        scaler.scale(hyper(torch.randn(IMAGES)).square().mean() * 100).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        search.step()
+    assert 0 < search.state_dict()["observed"] < 24
+    assert_met(hyper, Budget(macs=0.5))
+
+
+def test_decisions_that_would_never_come_are_refused() -> None:
+    with pytest.raises(SearchError, match=r"every=9 is more than steps=8.*Leave every= out"):
+        start(steps=8, every=9)
+    assert start(steps=8, every=8)[1].every == 8
+
+
+def test_an_optimiser_holds_on_to_the_latest_search_of_a_network_alone() -> None:
+    hyper, search, optimizer = start()
+    seen = [weakref.ref(search)]
+    for _ in range(3):
+        search = Search(hyper, optimizer, Budget(macs=0.5), 8).attach(optimizer)
+        seen.append(weakref.ref(search))
+    del search
+    gc.collect()
+    assert [one() is not None for one in seen] == [False, False, False, True]
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    assert [len(each) for each in hooks] == [1, 1]
+
+
+def test_for_a_rule_that_never_ends_early_nothing_is_priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    hyper, search, optimizer = start(steps=4)
+    monkeypatch.setattr(Schedule, "ratio", lambda *_: pytest.fail("the ending was not asked first"))
+    train(hyper, search, optimizer, torch.randn(IMAGES), 4)
+    assert_met(hyper, Budget(macs=0.5))

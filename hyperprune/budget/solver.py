@@ -54,8 +54,8 @@ class Solver:
         """Say what the least is, and what holds it."""
         if (self._ladder.lowest == self._ladder.bare()).all():
             return (
-                f"with the fewest channels everywhere it is {amount}. The rest lies in layers whose channels stay: "
-                "print(hyper.coupling) says which, and why. Ask for more."
+                f"the lowest is {amount}, with the fewest channels everywhere. print(hyper.coupling) says which others "
+                "stay, and why. Ask for more."
             )
         return (
             f"with the floors and the divisor asked for, the lowest is {amount}. "

@@ -116,6 +116,8 @@ def attach(model: nn.Module, bank: LatentBank, coupling: CouplingMap, generator:
         if made is not None:
             made.order = tuple(module._parameters)
             parametrize.register_parametrization(module, name, made, unsafe=True)
+            for original in module.parametrizations[name].parameters(recurse=False):  # type: ignore[index,union-attr]
+                vars(original).update(vars(weight))  # attributes such as no_decay
             make_again_(module, weight)
 
 
@@ -163,7 +165,9 @@ def _detach(module: nn.Module, value: Callable[[parametrize.ParametrizationList]
 def _plain(made: parametrize.ParametrizationList) -> nn.Parameter:
     originals = list(made.parameters(recurse=False))
     value = cast(Generated, made[0]).plain(*originals).detach().clone()
-    return nn.Parameter(value, requires_grad=all(p.requires_grad for p in originals))
+    plain = nn.Parameter(value, requires_grad=all(p.requires_grad for p in originals))
+    vars(plain).update(vars(originals[0]))
+    return plain
 
 
 def _weights(coupling: CouplingMap) -> dict[str, dict[str, Site]]:

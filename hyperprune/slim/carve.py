@@ -120,6 +120,8 @@ def _replace(module: nn.Module, name: str, data: Tensor) -> None:
     if name in module._parameters:
         old = module._parameters[name]
         assert old is not None
-        module._parameters[name] = nn.Parameter(data, requires_grad=old.requires_grad)
+        new = nn.Parameter(data, requires_grad=old.requires_grad)
+        vars(new).update(vars(old))  # attributes such as no_decay
+        module._parameters[name] = new
     else:
         module._buffers[name] = data

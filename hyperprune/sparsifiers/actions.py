@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hyperprune.errors import SearchError
 from hyperprune.sparsifiers.base import Press
 
 CHEAPEST, DEAREST = 0.25, 4.0
@@ -39,12 +40,14 @@ class Fading:
         pressure: the present lambda.
 
     Raises:
-        ValueError: ``fade`` is not positive.
+        SearchError: ``fade`` is not positive.
     """
 
+    made_with = ("fade",)
+
     def __init__(self, fade: float) -> None:
-        if fade <= 0:
-            raise ValueError(f"fade must be positive, not {fade}")
+        if not fade > 0:
+            raise SearchError(f"fade must be positive, not {fade}.")
         self.fade = fade
         self.pressure: float | Tensor = 0.0
 
@@ -78,9 +81,17 @@ class Shrink:
 
     Attributes:
         pressure: lambda.
+
+    Raises:
+        SearchError: ``lambda_`` is negative.
     """
 
+    made_with = ("lambda_",)
+
     def __init__(self, lambda_: float) -> None:
+        if not lambda_ >= 0:
+            raise SearchError(f"lambda_ must be at least 0, not {lambda_}.")
+        self.lambda_ = lambda_
         self.pressure: float | Tensor = lambda_
 
     @torch.no_grad()

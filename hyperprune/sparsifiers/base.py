@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,6 +38,9 @@ class Press:
 class Score(Protocol):
     """Says how important each unit is.
 
+    A class may name in ``made_with`` the attributes that hold what it was made with, numbers or other parts: a search
+    takes no state of a rule that was made otherwise. The same goes for actions and endings.
+
     ``observe`` runs at every training step: asking the device for a value there (``if tensor``, ``item()``) makes
     every step wait. ``scores`` is asked at decisions only.
     """
@@ -55,6 +59,27 @@ class Score(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
+
+
+def described(part: object) -> str:
+    """Say what a part of a rule is and what it was made with: the attributes that its class names in ``made_with``.
+
+    Example:
+        >>> from hyperprune import Fisher
+        >>> described(Fisher().score)
+        'Balanced(within=Saliency(decay=0.95), balance=0.5)'
+    """
+    names: tuple[str, ...] = getattr(part, "made_with", ())
+    return f"{type(part).__name__}({', '.join(f'{name}={_in_words(getattr(part, name))}' for name in names)})"
+
+
+def _in_words(value: Any) -> str:
+    """Write 2 and 2.0 alike, and a list like a tuple."""
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_in_words, value))})"
+    if isinstance(value, str):
+        return repr(value)
+    return f"{value:.12g}" if isinstance(value, Real) else described(value)
 
 
 Prices = Callable[[Tensor], np.ndarray]

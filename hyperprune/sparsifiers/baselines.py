@@ -39,8 +39,9 @@ class WeightNorm:
         norms = torch.from_numpy(magnitude(hyper.model, hyper.coupling, hyper.cost))
         living = bank.living().cpu()
         for group in bank.groups:
-            part = norms[group.units]
-            part *= part.mean() / part[living[group.units]].mean().clamp_min(1e-300)
+            part, lives = norms[group.units], living[group.units]
+            if bool(lives.any()):  # of a closed branch nothing does
+                part *= part.mean() / part[lives].mean().clamp_min(1e-300)
         return norms
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,6 +54,8 @@ class WeightNorm:
 
 class Draw(Priced):
     """Chance, the same draw all through a search; times the price, so that groups lose about the same share."""
+
+    made_with = ("seed",)
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from hyperprune.errors import SearchError
 from hyperprune.latents import LatentBank
 from hyperprune.sparsifiers.base import Press, Sparsifier
 from hyperprune.sparsifiers.scores import Saliency
@@ -79,14 +80,18 @@ class Gates(ABC):
         pressure: lambda.
         phi: positions, shape ``[units]``; None before the first decision.
         threshold: t.
+
+    Raises:
+        SearchError: ``rate`` is negative, or a slope is not positive.
     """
 
+    made_with: tuple[str, ...] = ("rate", "slopes", "seed")
     margin: float  # q = sigmoid(logit + margin)
     spread: float  # standard deviation of the starting positions
 
     def __init__(self, rate: float, slope: tuple[float, float], seed: int) -> None:
-        if rate < 0 or min(slope) <= 0:
-            raise ValueError(f"rate must be at least 0 and slopes positive, not {rate} and {slope}")
+        if not (rate >= 0 and all(each > 0 for each in slope)):
+            raise SearchError(f"rate must be at least 0 and slopes positive, not {rate} and {slope}.")
         self.rate, self.slopes, self.seed = rate, slope, seed
         self.pressure: float | Tensor = 0.0
         self.phi: Tensor | None = None
@@ -221,12 +226,13 @@ _TENSORS = ("phi", "threshold", "_base", "_prices", "_noise", "_pull", "_power")
 class StandardisedGates(Gates):
     """u = (X - mean X) / std X with X = phi + sigma eps; gates clamp(1.2 sigmoid(b (u - t)) - 0.1, 0, 1)."""
 
+    made_with = ("noise", "rate", "slopes", "seed")
     margin, spread = CLIPPED, 1.0
 
     def __init__(self, noise: float, rate: float, slope: tuple[float, float], seed: int) -> None:
         super().__init__(rate, slope, seed)
-        if noise < 0:
-            raise ValueError(f"noise must be at least 0, not {noise}")
+        if not noise >= 0:
+            raise SearchError(f"noise must be at least 0, not {noise}.")
         self.noise = noise
 
     def position(self, phi: Tensor) -> Tensor:

@@ -52,6 +52,8 @@ class Wrapping(Priced):
         within: the inner score.
     """
 
+    made_with: tuple[str, ...] = ("within",)
+
     def __init__(self, within: Score) -> None:
         self.within = within
 
@@ -88,12 +90,14 @@ class Balanced(Wrapping):
         factor: what the inner score is multiplied by, shape ``[units]``; None until there are scores.
 
     Raises:
-        ValueError: ``balance`` is not in [0, 1].
+        SearchError: ``balance`` is not in [0, 1].
     """
+
+    made_with = ("within", "balance")
 
     def __init__(self, within: Score, balance: float) -> None:
         if not 0 <= balance <= 1:
-            raise ValueError(f"balance must be in [0, 1], not {balance}")
+            raise SearchError(f"balance must be in [0, 1], not {balance}.")
         super().__init__(within)
         self.balance = balance
         self.factor: Tensor | None = None

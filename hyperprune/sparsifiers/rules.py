@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hyperprune.coupling import Group
+from hyperprune.errors import SearchError
 from hyperprune.latents import LatentBank
 from hyperprune.sparsifiers.actions import Cut, Fade, Shrink
 from hyperprune.sparsifiers.base import Sparsifier
@@ -88,11 +89,22 @@ def PublishedL1(lambda_: float = 2e-4, threshold: float = 5e-3, stop: float = 0.
 
 @dataclass(frozen=True)
 class PublishedStop:
-    """DHP's mask and stop criterion (see ``PublishedL1``)."""
+    """DHP's mask and stop criterion (see ``PublishedL1``).
 
+    Raises:
+        SearchError: ``threshold`` or ``stop`` is negative, or ``least`` is not an integer of at least 1.
+    """
+
+    made_with = ("threshold", "stop", "least")
     threshold: float
     stop: float
     least: int
+
+    def __post_init__(self) -> None:
+        if not (self.threshold >= 0 and self.stop >= 0):
+            raise SearchError(f"threshold and stop must be at least 0, not {self.threshold} and {self.stop}.")
+        if not _is_count(self.least):
+            raise SearchError(f"least must be an integer of at least 1, not {self.least}.")
 
     def living(self, bank: LatentBank) -> Tensor:
         """Return the published mask, bool, shape ``[units]``."""
@@ -111,3 +123,7 @@ class PublishedStop:
     def satisfied(self, ratio: float, target: float) -> bool:
         """End within ``stop`` of the target."""
         return ratio - target <= self.stop
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 1

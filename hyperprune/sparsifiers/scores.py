@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperprune.errors import SearchError
 from hyperprune.latents import LatentBank
 
 
@@ -18,11 +19,16 @@ class MovingAverage:
 
     Attributes:
         average: the average, shape ``[units]``, NaN for units not seen yet; None before the first gradient.
+
+    Raises:
+        SearchError: ``decay`` is not in [0, 1).
     """
+
+    made_with = ("decay",)
 
     def __init__(self, decay: float = 0.95) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), not {decay}")
+            raise SearchError(f"decay must be in [0, 1), not {decay}.")
         self.decay = decay
         self.average: Tensor | None = None
 

@@ -183,6 +183,15 @@ def test_a_limit_out_of_reach_is_refused_with_the_three_floors_that_hold_most() 
         solver(prices, floors=floors).check({"macs": 100})
 
 
+def test_where_no_floor_holds_anything_the_layers_that_stay_are_pointed_at() -> None:
+    message = (
+        "macs=1 cannot be reached: the lowest is 8 (12.5% of dense), with the fewest channels everywhere. "
+        "print(hyper.coupling) says which others stay, and why. Ask for more."
+    )
+    with pytest.raises(BudgetError, match=f"^{re.escape(message)}$"):
+        solver(Prices([8, 8], macs=[[3, 5]])).check({"macs": 1})
+
+
 def test_floors_that_hold_nothing_are_not_named() -> None:
     prices = Prices([10, 10], latency_ns=[[1_000_000, 0]])
     message = (

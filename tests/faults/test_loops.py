@@ -74,11 +74,11 @@ def test_as_many_skipped_steps_as_amp_needs_to_find_its_scale_are_not_warned_of(
     assert is_met(hyper)
 
 
-def test_search_step_alone_is_an_error_at_the_first_decision() -> None:
-    hyper, _, search = start(steps=20, every=5)
-    for _ in range(4):
+def test_search_step_alone_is_an_error_at_the_first_decision_after_those_that_amp_may_skip() -> None:
+    hyper, _, search = start(steps=100, every=7)
+    for _ in range(20):
         search.step()
-    with pytest.raises(SearchError, match="no gradient has reached the latents by step 5"):
+    with pytest.raises(SearchError, match="no gradient has reached the latents by step 21"):
         search.step()
     assert hyper.living().all()
 
@@ -163,7 +163,7 @@ def test_an_optimiser_of_the_latents_alone_searches_and_trains_nothing_else() ->
 
 
 def test_latents_taken_out_of_the_optimiser_are_an_error_at_the_next_step() -> None:
-    hyper, optimizer, search = start(every=100)
+    hyper, optimizer, search = start(every=8)
     advance(hyper, optimizer, search, 2)
     optimizer.param_groups.pop()
     with pytest.raises(SearchError, match="does not hold the latents"):
@@ -177,7 +177,7 @@ def replace_by_state(hyper: nn.Module) -> None:
 @pytest.mark.parametrize("replace", [replace_by_state, lambda hyper: hyper.to("meta")], ids=["assign", "meta"])
 def test_latents_that_were_replaced_are_an_error_at_the_next_step(replace: Any) -> None:
     """The optimiser would go on training tensors that no network uses any more."""
-    hyper, optimizer, search = start(every=100)
+    hyper, optimizer, search = start(every=8)
     advance(hyper, optimizer, search, 2)
     replace(hyper)
     with pytest.raises(SearchError, match=r"does not hold the latents.*build optimiser and Search anew.*assign=True"):

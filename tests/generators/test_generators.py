@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from hyperprune import DHP, Lean, export_pruned, hyperize
 from hyperprune.generators import Generator
+from hyperprune.generators.base import attach, detach
 from hyperprune.hyper import plain_copy
 from tests.models import SMALL, assert_same, dead_units, random_half, relative_error, residual, small, snapshot, zeroed
 
@@ -167,3 +168,15 @@ def test_plain_copies_have_the_generated_weights_as_plain_parameters(generator: 
     assert list(plain.state_dict()) == list(model.state_dict())
     assert [name for name, _ in plain.named_parameters()] == [name for name, _ in model.named_parameters()]
     assert torch.equal(plain(x), hyper.eval()(x))
+
+
+@every_generator
+def test_attributes_of_a_weight_are_those_of_what_it_is_made_from_and_of_the_plain_weight(generator: Generator) -> None:
+    hyper = hyperize(residual(), torch.randn(4, 3, 8, 8))
+    model, bank, coupling = residual(), hyper.bank, hyper.coupling
+    model.block1.conv2.weight.no_decay = True
+    attach(model, bank, coupling, generator, seed=0)
+    made = list(model.block1.conv2.parametrizations.weight.parameters(recurse=False))
+    assert [vars(original) for original in made] == [{"no_decay": True}] * len(made)
+    detach(model)
+    assert vars(model.block1.conv2.weight) == {"no_decay": True}

@@ -297,3 +297,11 @@ def test_a_layer_may_lose_everything_along_an_axis() -> None:
     assert layer.weight.shape == (4, 0)
     assert layer.in_features == 0
     assert torch.equal(layer(torch.zeros(2, 0)), layer.bias.expand(2, 4))
+
+
+def test_attributes_of_a_parameter_are_those_of_what_is_left_of_it() -> None:
+    model = nn.Sequential(nn.Linear(3, 4))
+    model[0].weight.no_decay = True
+    rows = (cut("0.weight", 0, 4, 1, 3), cut("0.bias", 0, 4, 1, 3))
+    carve_(model, WidthPlan(rows, rescales=(Rescale("0.weight", (1,), 2.0),)))
+    assert (vars(model[0].weight), vars(model[0].bias)) == ({"no_decay": True}, {})

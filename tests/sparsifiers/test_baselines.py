@@ -27,6 +27,7 @@ from hyperprune import (
     hyperize,
 )
 from hyperprune.coupling import Group
+from hyperprune.criteria import magnitude
 from hyperprune.errors import SearchError
 from hyperprune.generators import Generator
 from hyperprune.latents import LatentBank
@@ -34,6 +35,7 @@ from hyperprune.schedule import Schedule
 from hyperprune.sparsifiers import (
     Cut,
     FirstOrder,
+    HardConcrete,
     Press,
     Saliency,
     SignedFirstOrder,
@@ -41,6 +43,7 @@ from hyperprune.sparsifiers import (
     block_threshold,
     euclidean_threshold,
 )
+from hyperprune.sparsifiers.baselines import WeightNorm
 from tests.models import count, mobile, residual, train
 
 IMAGES = (4, 3, 8, 8)
@@ -272,7 +275,7 @@ def test_a_groups_named_units_reach_zero_together_in_the_promised_time(fade: flo
         assert bank.latents[0] == 0 or float(bank.latents[2] / bank.latents[0]) == pytest.approx(0.7, rel=1e-4)
         rule.press_(Press(bank, named, torch.ones(4), 0.1, 4))
     assert bank.latents.tolist() == [0.0, pytest.approx(1.2), 0.0, pytest.approx(0.9)]
-    with pytest.raises(ValueError, match="fade"):
+    with pytest.raises(SearchError, match="fade"):
         GroupProximal(0.0)
 
 
@@ -281,3 +284,23 @@ def test_units_that_faded_in_time_are_no_jump_though_momentum_moves_them(rule: C
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         searched(rule(), Budget(macs=0.5), steps=60)
+
+
+def test_norms_of_a_group_of_which_nothing_lives_stay_as_they_are() -> None:
+    hyper = hyperize(residual(width=12, inner=16), torch.randn(IMAGES))
+    score, branch = WeightNorm(), hyper.coupling.groups[-1].units
+    score.meet(hyper, lambda living: np.ones(len(living)))
+    gone = torch.zeros_like(hyper.living())
+    gone[branch] = True
+    hyper.bank.remove_(gone)
+    norms = torch.from_numpy(magnitude(hyper.model, hyper.coupling, hyper.cost))
+    assert torch.equal(score.scores(hyper.bank)[branch], norms[branch])
+
+
+@pytest.mark.parametrize("rule", [Magnitude, GroupProximal, HardConcrete])
+def test_a_search_goes_on_once_a_branch_has_closed(rule: Callable[[], Sparsifier]) -> None:
+    budget = Budget(macs=0.08, depth=True)
+    hyper = searched(rule(), budget, steps=40)
+    counts, dense = count(hyper.living(), hyper.coupling), hyper.cost.total(hyper.cost.full)
+    assert counts.min() == 0
+    assert hyper.cost.total(counts).macs <= budget.limits(dense)["macs"]

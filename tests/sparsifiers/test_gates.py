@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hyperprune import DHP, BinaryGates, Budget, HardConcrete, HyperModel, Lean, Search, export_pruned, hyperize
 from hyperprune.coupling import Group
+from hyperprune.errors import SearchError
 from hyperprune.generators import Generator
 from hyperprune.latents import LatentBank
 from hyperprune.sparsifiers import Gates, Press, Sparsifier
@@ -283,9 +284,10 @@ def test_the_network_compiles_into_one_graph() -> None:
 
 
 @pytest.mark.parametrize("bad", [lambda: BinaryGates(noise=-1.0), lambda: BinaryGates(slope=(0.0, 1.0)),
-                                 lambda: HardConcrete(rate=-0.1)])  # fmt: skip
+                                 lambda: HardConcrete(rate=-0.1), lambda: BinaryGates(noise=float("nan")),
+                                 lambda: BinaryGates(slope=(1.0, float("nan")))])  # fmt: skip
 def test_bad_numbers_are_refused(bad: Callable[[], Sparsifier]) -> None:
-    with pytest.raises(ValueError, match="must be at least 0"):
+    with pytest.raises(SearchError, match="must be at least 0"):
         bad()
 
 

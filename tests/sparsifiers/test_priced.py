@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperprune import Budget, Fisher, HyperModel, Uniform, hyperize
+from hyperprune.errors import SearchError
 from hyperprune.schedule import Schedule
 from hyperprune.sparsifiers import Balanced, Saliency
 from tests.models import count, residual
@@ -132,7 +133,7 @@ def test_the_more_balance_the_nearer_widths_lie_to_uniform_ones() -> None:
     assert apart[0] > apart[1] > apart[2]
 
 
-@pytest.mark.parametrize("balance", [-0.1, 1.5])
+@pytest.mark.parametrize("balance", [-0.1, 1.5, float("nan")])
 def test_a_balance_out_of_range_is_refused(balance: float) -> None:
-    with pytest.raises(ValueError, match="balance must be in"):
+    with pytest.raises(SearchError, match="balance must be in"):
         Fisher(balance=balance)

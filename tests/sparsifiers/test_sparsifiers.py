@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from hyperprune import Fisher, L1Proximal, PublishedL1
 from hyperprune.coupling import Group
+from hyperprune.errors import SearchError
 from hyperprune.latents import LatentBank
 from hyperprune.sparsifiers import Press, Saliency, Size, soft_threshold
 
@@ -76,9 +79,9 @@ def test_a_score_goes_on_from_its_state() -> None:
     assert torch.equal(second.scores(bank), straight.scores(bank))
 
 
-@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0])
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0, float("nan")])
 def test_a_decay_outside_zero_to_one_is_refused(decay: float) -> None:
-    with pytest.raises(ValueError, match="decay"):
+    with pytest.raises(SearchError, match="decay"):
         Saliency(decay)
 
 
@@ -131,10 +134,18 @@ def test_l1_reports_its_pressure() -> None:
     assert rule.pressure == pytest.approx(1 / (0.1 * 2 * 5))
 
 
-@pytest.mark.parametrize("fade", [0, -1.0])
+@pytest.mark.parametrize("fade", [0, -1.0, float("nan")])
 def test_a_fade_that_is_not_positive_is_refused(fade: float) -> None:
-    with pytest.raises(ValueError, match="fade"):
+    with pytest.raises(SearchError, match="fade"):
         L1Proximal(fade=fade)
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"lambda_": -1.0}, {"threshold": float("nan")}, {"stop": -0.1}, {"least": 0}, {"least": 2.5}], ids=str
+)
+def test_numbers_that_the_published_rule_cannot_use_are_refused(numbers: dict[str, Any]) -> None:
+    with pytest.raises(SearchError, match=next(iter(numbers))):
+        PublishedL1(**numbers)
 
 
 def test_the_published_step_presses_all_latents_alike_by_lambda_lr() -> None:
