@@ -80,14 +80,11 @@ class Call:
         return [leaf for leaf in leaves if isinstance(leaf, (Tensor, TensorRef))]
 
     def channels(self, value: Any, axis: int) -> Tensor:
-        """Return the labels along one axis, shape ``[size]``; freeze them if they differ along another."""
+        """Return the labels along one axis, shape ``[size]``; what lies at one position there goes together."""
         labels = self.settled(self.labels(value), axis)
         axis %= labels.ndim
-        if set(varying_axes(labels)) - {axis}:
-            self.freeze(labels, SEVERAL_AXES)
-            return self.pinned(SEVERAL_AXES, (labels.shape[axis],))
-        index = [slice(None) if at == axis else 0 for at in range(labels.ndim)]
-        return labels[tuple(index)]
+        others = [at for at in range(labels.ndim) if at != axis]
+        return self.together(labels, *others, reason=SEVERAL_AXES).reshape(-1)
 
     def settled(self, labels: Tensor, axis: int) -> Tensor:
         """Return labels that vary along one axis alone, where nothing but the elements of tables varies along others.

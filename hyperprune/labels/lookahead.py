@@ -17,7 +17,9 @@ FARTHEST = 40
 EACH_BY_ITSELF = ("batch_norm", "relu", "relu6", "silu", "gelu", "hardswish", "hardtanh", "dropout", "leaky_relu")
 VIEWS = ("view", "reshape", "unflatten")
 CASTS = ("to", "_to_copy", "type_as", "float", "half", "bfloat16", "double")
-WEIGHTED = ("linear", *(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)))
+RESIZED = ("group_norm", "instance_norm", "tanh", "elu", "prelu", "mul", "upsample_nearest2d", "upsample_bilinear2d")
+CONVOLUTIONS = tuple(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))
+WEIGHTED = ("linear", *CONVOLUTIONS)
 NORM_READINGS = ("whole groups", "inner channels")
 
 
@@ -35,6 +37,18 @@ def leads_to_attention(node: torch.fx.Node) -> bool:
         if name in PASSED:
             queue += list(user.users)
     return False
+
+
+def image_axis(node: torch.fx.Node) -> tuple[int, ...]:
+    """Return the axis of a value along which a convolution will read channels; empty if none does directly."""
+    queue, rank = list(node.users), node.meta["val"].ndim
+    for user in queue:
+        name = plain_name(user)
+        if name in CONVOLUTIONS:
+            return (rank - 1 - int(name[-2]),) if user.meta["val"].ndim == rank else ()
+        if name in (*EACH_BY_ITSELF, *RESIZED):
+            queue += [other for other in user.users if other not in queue]
+    return ()
 
 
 def splits_channels(node: torch.fx.Node) -> bool:

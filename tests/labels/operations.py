@@ -887,6 +887,20 @@ MOVEMENT = [
         through(lambda a: a.view(a.shape[0], -1)),
         APART,
     ),
+    Row(
+        "features laid out as an image (a generator's first layer)",
+        lambda: {"a": nn.Linear(3, 12), "norm": nn.BatchNorm1d(12), "out": conv(3, 2)},
+        lambda net, x: net.out(net.norm(net.a(x)).relu().view(len(x), -1, 2, 2)),
+        {"a": "aaaabbbbcccc"},
+        shape=(2, 3),
+    ),
+    Row(
+        "features laid out as an image by a layer",
+        lambda: {"a": nn.Linear(3, 12), "image": nn.Unflatten(1, (3, 2, 2)), "out": nn.ConvTranspose2d(3, 2, 2)},
+        lambda net, x: net.out(net.image(net.a(x)).relu()),
+        {"a": "aaaabbbbcccc"},
+        shape=(2, 3),
+    ),
     Row("reshape_as", two(), meet(lambda a, b: a.flatten(2).reshape_as(b) + b), TIED),
     Row("view_as", two(), meet(lambda a, b: a.flatten(2).view_as(b) * b), TIED),
     Row(

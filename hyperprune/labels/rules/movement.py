@@ -11,7 +11,7 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, extent, thin, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, Rows, TensorRef
-from hyperprune.labels.lookahead import leads_to_attention
+from hyperprune.labels.lookahead import image_axis, leads_to_attention
 from hyperprune.labels.multihead import is_packed_projection
 from hyperprune.labels.reasons import CONSTANT, SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
@@ -167,7 +167,8 @@ def _tie_rows(call: Call, moved: Tensor, axes: list[int]) -> None:
     elif leads_to_attention(call.node):
         reading, wide = call.choose(f"{heads}", f"{heads} follows", f"{inner}"), axes[-2:]
     else:
-        reading, wide = call.choose(*(f"{axis}" for axis in dict.fromkeys((inner, outer, heads)))), []
+        likely = dict.fromkeys((*image_axis(call.node), inner, outer, heads))
+        reading, wide = call.choose(*(f"{axis}" for axis in likely)), []
     if reading == "freeze":
         call.freeze(moved, SIZE_IN_FORWARD)
         return
