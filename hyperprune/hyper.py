@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from math import prod
-from types import CellType, FunctionType, MethodType
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from hyperprune.budget import Budget, Ladder
+from hyperprune.checks import require_fixed_weights, require_hyperizable, require_same_device
 from hyperprune.copies import copied
 from hyperprune.cost import CostModel
 from hyperprune.coupling import Branch, CouplingMap, Site, build, find_branches
 from hyperprune.edits import edited
-from hyperprune.errors import InputsError, ModelError, NothingPrunableError, listed
+from hyperprune.errors import ModelError, NothingPrunableError
 from hyperprune.generators import Generator, Lean, attach, generated
 from hyperprune.labels import Attention, flow, norms_in_groups
 from hyperprune.latents import LatentBank
@@ -41,8 +39,6 @@ from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
 from hyperprune.trace import ExampleInputs, drop_caches_, is_of_libraries, trace
 from hyperprune.verify import Proof, compare, rounding, run_eval, tensors_of
-
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class HyperModel(nn.Module):
@@ -205,16 +201,16 @@ def hyperize(
         >>> torch.equal(hyper(x), model(x))
         True
     """
-    _check_model(model)
+    require_hyperizable(model)
     if attention not in get_args(Attention):
         raise ModelError(f"attention must be one of {', '.join(map(repr, get_args(Attention)))}, not {attention!r}.")
     generator = Lean() if generator is None else generator
     if isinstance(generator, type) or not isinstance(generator, Generator):
         raise ModelError(f"generator must be a generator, such as DHP(), not {generator!r}.")
     inputs = ExampleInputs.of(example_inputs).map(lambda t: t.clone() if t.is_inference() else t)
-    _check_devices(model, inputs)
+    require_same_device(model, inputs)
     base = _copy(model)
-    _check_modes(base)
+    require_fixed_weights(base)
     traces = trace(base, inputs)
     if not is_of_libraries(base) and not all(map(torch.equal, base.parameters(), model.parameters())):
         base = _copy(model)  # forward() sets some parameters at its first run
@@ -381,120 +377,6 @@ def _is_as_made(model: nn.Module, site: Site, is_generated: bool) -> bool:
         return parametrize.is_parametrized(module, name)
     tensor = getattr(module, name, None)
     return isinstance(tensor, Tensor) and tensor.shape[site.axis : site.axis + 1] == (len(site.units),)
-
-
-def _check_model(model: object) -> None:
-    if isinstance(model, HyperModel):
-        raise ModelError("the model is already hyperized. To start again, hyperize the original model.")
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"hyperize takes a torch.nn.Module, not {type(model).__name__}.")
-    if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
-        raise ModelError(
-            f"the model is wrapped in {type(model).__name__}. Hyperize the plain module, then wrap the result: "
-            "DistributedDataParallel(hyperize(model, x)) or torch.compile(hyperize(model, x))."
-        )
-    for path, module in model.named_modules():
-        _check_plain(path, module)
-    lazy = [name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedParameter)]
-    if lazy:
-        raise ModelError(
-            f"{lazy[0]} has no shape yet: its layer is lazy. Call the model once on an example, then hyperize it."
-        )
-    _check_hooks(model)
-
-
-def _check_plain(path: str, module: nn.Module) -> None:
-    hooks = [type(hook).__name__ for hook in module._forward_pre_hooks.values()]
-    if parametrize.is_parametrized(module) or {"WeightNorm", "SpectralNorm"} & set(hooks):
-        raise ModelError(
-            f"layer {path!r} ({type(module).__name__}) already has a parametrized weight (weight norm, spectral "
-            "norm, ...). Remove it first: torch.nn.utils.parametrize.remove_parametrizations or remove_weight_norm."
-        )
-
-
-def _check_hooks(model: nn.Module) -> None:
-    """A function is not copied with its module: one that holds a part of the model would go on writing into it."""
-    parts = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers(), *_containers(model))}
-    for path, module in model.named_modules():
-        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), vars(module).get("forward")]
-        for hook in (hook for hook in hooks if isinstance(hook, FunctionType)):
-            if any(id(held) in parts for held in _held(hook)):
-                raise ModelError(
-                    f"{hook.__qualname__}, which runs with layer {path!r}, holds a part of the model, in its closure "
-                    "or its defaults. hyperize works on a copy, and the function would go on using yours. Make it "
-                    "a method (layer.register_forward_hook(self.keep)), or remove it before hyperize."
-                )
-
-
-def _containers(model: nn.Module) -> Iterator[object]:
-    """Return the lists and dicts that modules hold as plain attributes."""
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, (list, dict)) and not name.startswith("_"):
-                yield value
-
-
-def _held(thing: object, depth: int = 4) -> Iterator[object]:
-    """Return what a function holds: in its closure, its defaults, and inside what it finds there."""
-    inner: list[object] = []
-    if isinstance(thing, FunctionType):
-        inner += [cell.cell_contents for cell in thing.__closure__ or () if _is_filled(cell)]
-        inner += [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
-    elif isinstance(thing, (list, tuple, set)):
-        inner += list(thing)
-    elif isinstance(thing, dict):
-        inner += list(thing.values())
-    elif isinstance(thing, MethodType):
-        inner += [thing.__self__, thing.__func__]
-    elif isinstance(thing, partial):
-        inner += [thing.func, *thing.args, *thing.keywords.values()]
-    for held in inner:
-        yield held
-        if depth:
-            yield from _held(held, depth - 1)
-
-
-def _is_filled(cell: CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
-def _check_modes(base: nn.Module) -> None:
-    """Refuse layers that edit their weights in train() and eval(): a generated weight would not take the edit."""
-    if all(type(module).train is nn.Module.train and type(module).eval is nn.Module.eval for module in base.modules()):
-        return
-    tried = copied(base)
-    states = [{name: value.clone() for name, value in tried.train(mode).state_dict().items()} for mode in (True, False)]
-    moved = [name for name in states[0] if not _same(states[0][name], states[1].get(name))]
-    moved += [name for name in states[1] if name not in states[0]]
-    if moved:
-        path = moved[0].rpartition(".")[0]
-        raise ModelError(
-            f"layer {path!r} ({type(base.get_submodule(path)).__name__}) changes {moved[0]!r} between train() and "
-            "eval(), as merged LoRA layers and fused branches do. Generated weights cannot be edited from outside: "
-            "merge or fuse the layer for good, or take the edit out of its train(), then hyperize."
-        )
-
-
-def _same(one: Tensor, other: Tensor | None) -> bool:
-    return other is not None and torch.equal(one, other)
-
-
-def _check_devices(model: nn.Module, inputs: ExampleInputs) -> None:
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
-        raise ModelError(f"this {type(model).__name__} lies on the meta device. Build it with real tensors.")
-    devices = {parameter.device for parameter in model.parameters()}
-    if not devices:
-        raise NothingPrunableError(f"{type(model).__name__} has no parameters, so there is nothing to prune.")
-    strangers = {tensor.device for tensor in inputs.tensors()} - devices
-    if strangers:
-        raise InputsError(
-            f"the example inputs are on {listed(strangers)}, the model on {listed(devices)}. "
-            "Move one to the other: x.to(next(model.parameters()).device)."
-        )
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -12,9 +12,9 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from hyperprune.batches import batch_of, has_batch, with_batch
-from hyperprune.errors import InputsError, ModelError, ProofError, TraceError
+from hyperprune.checks import require_plain
+from hyperprune.errors import InputsError, ProofError, TraceError
 from hyperprune.files import draft_of
-from hyperprune.generators import Generated
 from hyperprune.trace import ExampleInputs, drop_caches_, plain_outputs
 from hyperprune.verify import Proof, compare, eval_mode, full_precision, run_eval
 
@@ -64,10 +64,7 @@ def save_program(slim: nn.Module, example_inputs: Any, path: str | Path, *, dyna
 
 
 def _check(slim: object, path: str | Path) -> None:
-    if not isinstance(slim, nn.Module):
-        raise ModelError(f"save_program takes a torch.nn.Module, not {type(slim).__name__}.")
-    if any(isinstance(module, Generated) for module in slim.modules()):
-        raise ModelError(f"{type(slim).__name__} is hyperized. Save the slim network: export_pruned(hyper).")
+    require_plain(slim, "save_program")
     if Path(path).suffix != ".pt2":
         raise InputsError(f"{path}: torch wants the suffix .pt2, such as {Path(path).with_suffix('.pt2')}.")
 

@@ -168,6 +168,8 @@ BAD_MODELS: list[tuple[str, Callable[[], Any], type[HyperpruneError], str]] = [
     ("a stream tied to the input", fixed_stream, NothingPrunableError, "a: 3 channels stay: reads the model's input"),
     ("a DataParallel model", lambda: nn.DataParallel(sequential()), ModelError, "DataParallel.*then wrap the result"),
     ("a compiled model", lambda: torch.compile(sequential()), ModelError, "wrapped in OptimizedModule.*then wrap"),
+    ("a compiled layer", lambda: nn.Sequential(nn.Linear(3, 4), torch.compile(nn.Linear(4, 2))), ModelError,
+     "layer '1' is compiled"),
     ("weight norm", weight_normed, ModelError, r"layer '3' .*already has a parametrized weight .*Remove it first"),
     ("old weight norm", old_weight_normed, ModelError, "layer '3' .*already has a parametrized weight"),
     ("spectral norm", spectral_normed, ModelError, "layer '3' .*already has a parametrized weight"),
@@ -209,10 +211,9 @@ def test_a_distributed_model_is_refused(tmp_path: Any) -> None:
 
 def test_a_hyper_model_is_refused_whole_and_inside() -> None:
     hyper = hyperize(sequential(), X)
-    with pytest.raises(ModelError, match="already hyperized"):
-        hyperize(hyper, X)
-    with pytest.raises(ModelError, match="parametrized"):
-        hyperize(hyper.model, X)
+    for network in (hyper, hyper.model):
+        with pytest.raises(ModelError, match="already hyperized"):
+            hyperize(network, X)
 
 
 @pytest.mark.parametrize("thing", [None, "resnet50", lambda x: x, nn.Conv2d], ids=["none", "text", "function", "class"])

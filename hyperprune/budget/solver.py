@@ -52,7 +52,7 @@ class Solver:
 
     def _least(self, resource: str, amount: str) -> str:
         """Say what the least is, and what holds it."""
-        if (self._ladder.lowest == self._ladder.bare()).all():
+        if (self._ladder.lowest <= 1).all():
             return (
                 f"the lowest is {amount}, with the fewest channels everywhere. print(hyper.coupling) says which others "
                 "stay, and why. Ask for more."

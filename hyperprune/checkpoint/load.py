@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperprune.checkpoint.document import Document
-from hyperprune.checkpoint.save import check_plain, class_of
+from hyperprune.checkpoint.save import class_of
 from hyperprune.checkpoint.sizes import other_sizes
 from hyperprune.checkpoint.storage import read_slim
 from hyperprune.checkpoint.weights import (
@@ -21,6 +21,7 @@ from hyperprune.checkpoint.weights import (
     with_aliases,
     without_aliases,
 )
+from hyperprune.checks import require_plain
 from hyperprune.copies import copied
 from hyperprune.errors import CheckpointError, ModelError
 from hyperprune.loading import load_model
@@ -64,7 +65,7 @@ def load_pruned(model: nn.Module | str, path: str | Path, *, moved_from: str | N
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    check_plain(model, "load_pruned")
+    require_plain(model, "load_pruned")
     if any(plans_of(part) for part in model.modules()):
         raise ModelError(f"this {type(model).__name__} is slim already. Pass a dense one, fresh from its constructor.")
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):

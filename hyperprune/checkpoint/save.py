@@ -14,11 +14,8 @@ from hyperprune.checkpoint.document import Document
 from hyperprune.checkpoint.sizes import repaired_sizes
 from hyperprune.checkpoint.storage import write_slim
 from hyperprune.checkpoint.weights import derived_buffers, tensors_by_name, ties_among, without_aliases
-from hyperprune.errors import ModelError
-from hyperprune.generators import Generated
+from hyperprune.checks import require_plain
 from hyperprune.plan import WidthPlan, plans_of
-
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def save_pruned(slim: nn.Module, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> Path:
@@ -47,7 +44,7 @@ def save_pruned(slim: nn.Module, path: str | Path, *, metadata: Mapping[str, str
         >>> load_pruned(dense, path)[0].out_features
         4
     """
-    check_plain(slim, "save_pruned")
+    require_plain(slim, "save_pruned")
     tensors = tensors_by_name(slim)
     ties = ties_among(tensors)
     derived = {name: str(buffer.dtype) for name, buffer in derived_buffers(slim).items()}
@@ -66,24 +63,6 @@ def class_of(model: nn.Module) -> str:
     """
     kind = parametrize.type_before_parametrizations(model)
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def check_plain(model: nn.Module, where: str) -> None:
-    """Make sure that a network is a module, and not wrapped: a wrapper hides its class and its plans.
-
-    Raises:
-        ModelError: it is not.
-    """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"{where} takes a torch.nn.Module, not {type(model).__name__}.")
-    if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
-        inner = "_orig_mod" if hasattr(model, "_orig_mod") else "module"
-        raise ModelError(f"the model is wrapped in {type(model).__name__}. Pass the plain one: model.{inner}.")
-    if any(isinstance(module, Generated) for module in model.modules()):
-        raise ModelError(
-            f"{type(model).__name__} is hyperized: its weights are generated still. {where} takes a plain network: "
-            "what export_pruned(hyper) returns, or the dense one. To go on searching later, keep hyper.state_dict()."
-        )
 
 
 def _plans(model: nn.Module) -> Iterator[WidthPlan]:

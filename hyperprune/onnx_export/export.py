@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from hyperprune.checks import require_plain
 from hyperprune.copies import copied
 from hyperprune.errors import InputsError, ModelError, OnnxError, ProofError
 from hyperprune.files import draft_of
-from hyperprune.generators import Generated
 from hyperprune.onnx_export.axes import free_axes, in_order, trials, widened
 from hyperprune.onnx_export.graph import OPSET, onnx_graph
 from hyperprune.onnx_export.notes import notes_on
@@ -74,7 +74,8 @@ def export_onnx(
     """
     for library in ("onnx", "onnxscript", "onnxruntime"):
         onnx_library(library)
-    _check_model(model)
+    require_plain(model, "export_onnx")
+    _check_tensors([*chain(model.parameters(), model.buffers())])
     _check_opset(opset)
     network = _copy_on_cpu(model)
     inputs = in_order(ExampleInputs.of(example_inputs).map(lambda tensor: tensor.detach().cpu()), network)
@@ -90,19 +91,6 @@ def export_onnx(
         size = draft.stat().st_size
     graph = program.model.graph
     return OnnxProof(Path(path), size, opset, _shapes(graph.inputs), _shapes(graph.outputs), runs, notes)
-
-
-def _check_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"export_onnx takes a torch.nn.Module, not {type(model).__name__}.")
-    if any(isinstance(module, Generated) for module in model.modules()):
-        raise ModelError(
-            f"{type(model).__name__} is hyperized: its weights are generated. Export the slim network instead: "
-            "export_onnx(export_pruned(hyper), ...)."
-        )
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(model, "_orig_mod"):
-        raise ModelError(f"the network is wrapped in {type(model).__name__}. Pass the plain module inside.")
-    _check_tensors([*chain(model.parameters(), model.buffers())])
 
 
 def _check_tensors(tensors: list[torch.Tensor]) -> None:
