@@ -35,6 +35,12 @@ def living_count(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.sum(dtype=dtype).clamp_min(1)
 
 
+def scale(mask: Tensor) -> Tensor:
+    """Return s = sqrt(C / n), shape ``[]``."""
+    finest = torch.float32 if mask.device.type == "mps" else torch.float64
+    return (mask.numel() / living_count(mask, finest)).sqrt()
+
+
 class Living(nn.Module):
     """A forward pre-hook that knows which of some channels live.
 
@@ -51,11 +57,6 @@ class Living(nn.Module):
     def mask(self) -> Tensor:
         """Return 1 for living channels and 0 for others, shape ``[channels]``."""
         return (self.selection() != 0).detach().float()
-
-    def scale(self) -> Tensor:
-        """Return s = sqrt(C / n), shape ``[]``."""
-        mask = self.mask()
-        return (mask.numel() / living_count(mask, torch.float32 if mask.device.type == "mps" else torch.float64)).sqrt()
 
     def forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -77,7 +78,7 @@ class Living(nn.Module):
 
     def too_large(self) -> Tensor:
         """Return how many times too large the layer's result would be under its own weight, shape ``[]``."""
-        return self.scale()
+        return scale(self.mask())
 
     def along(self, x: Tensor, vector: Tensor) -> Tensor:
         """Lay a vector of one number per channel along the axis of ``x``."""
@@ -94,8 +95,9 @@ class LivingNorm(Living):
 
     def shown(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape with the statistics of the living channels."""
-        mask = self.along(x, self.mask())
-        share = mask * self.scale().to(x.dtype)
+        alive = self.mask()
+        mask = self.along(x, alive)
+        share = mask * scale(alive).to(x.dtype)
         return share * x + (1 - share) * self._mean(x, mask) if self.centred else share * x
 
     def _mean(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -118,7 +120,7 @@ class LivingResponse(Living):
 
     def too_large(self) -> Tensor:
         """Return s squared, C / n."""
-        return self.scale().square()
+        return scale(self.mask()).square()
 
 
 class NormWeight(Generated):
@@ -142,7 +144,8 @@ class LivingInput(Living):
 
     def shown(self, x: Tensor) -> Tensor:
         """Return the living channels divided by s, the others as zero."""
-        return x * (self.along(x, self.mask()) / self.scale().to(x.dtype))
+        alive = self.mask()
+        return x * (self.along(x, alive) / scale(alive).to(x.dtype))
 
 
 class StandardisedRows(Generated):
@@ -155,8 +158,9 @@ class StandardisedRows(Generated):
     def generate(self, *originals: Tensor) -> Tensor:
         (weight,) = originals
         inputs = self._living.target
-        mask = inputs.along(weight, inputs.mask())
-        share = mask * inputs.scale().to(weight.dtype)
+        alive = inputs.mask()
+        mask = inputs.along(weight, alive)
+        share = mask * scale(alive).to(weight.dtype)
         wide = torch.promote_types(weight.dtype, torch.float32)
         total = (weight * mask).sum(dim=list(range(1, weight.ndim)), keepdim=True, dtype=wide)
         mean = total / (living_count(mask, wide) * prod(weight.shape[2:]))
