@@ -117,9 +117,9 @@ def recalibrate_(model: Model, batches: Iterable[Any]) -> Model:
     """Re-estimate batch norm's running statistics over some batches, in place, and return the model.
 
     Each layer gets the plain average over the batches (as with ``momentum=None``) instead of what is left of the
-    statistics of other weights. Only batch norm runs in train mode, so dropout is off; no gradients, no other
-    change; modes and momenta come back. Without batch norm, nothing happens. If anything fails, the old statistics
-    stay.
+    statistics of other weights, and counts these batches alone. Only batch norm runs in train mode, so dropout is
+    off; no gradients, no other change; modes and momenta come back. Without batch norm, nothing happens. If anything
+    fails, the old statistics stay.
 
     Args:
         model: a slim, hyperized or plain model.
