@@ -110,23 +110,26 @@ class ExampleInputs:
         )
 
     def lively(self) -> ExampleInputs:
-        """Return the inputs with drawn numbers where all numbers of a tensor of floating point are the same.
+        """Return the inputs with drawn numbers in place of zeros, and of images that are one number everywhere.
 
-        Zeros hide all that a network without biases computes, and constants hide what moves from place to place.
+        Zeros hide all that a network without biases computes, and constants what moves from place to place. Ones with
+        one or two axes may be a mask, so they stay.
         """
-        if not any(map(_is_constant, self.tensors())):
+        if not any(map(_is_blank, self.tensors())):
             return self
         rng = torch.Generator().manual_seed(0)
-        return self.map(lambda tensor: _drawn(tensor, rng) if _is_constant(tensor) else tensor)
+        return self.map(lambda tensor: _drawn(tensor, rng) if _is_blank(tensor) else tensor)
 
     def copied(self) -> ExampleInputs:
         """Return copies, for a model that changes its inputs in place."""
         return self.map(torch.Tensor.clone)
 
 
-def _is_constant(tensor: torch.Tensor) -> bool:
-    plain = tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_nested
-    return plain and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+def _is_blank(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_nested or tensor.numel() < 2:
+        return False
+    first = tensor.flatten()[0]
+    return bool((tensor == first).all()) and (tensor.ndim > 2 or not bool(first))
 
 
 def _drawn(tensor: torch.Tensor, rng: torch.Generator) -> torch.Tensor:

@@ -21,6 +21,7 @@ from hyperprune.errors import ModelError, NothingPrunableError, TraceError
 from hyperprune.export import export_with_proof
 from hyperprune.labels import Call, rule, unregister
 from hyperprune.labels.reasons import INEXACT
+from hyperprune.trace import ExampleInputs
 from tests.halving import halved, runs, stays, units_of
 from tests.models import Net, randomise_norms_
 
@@ -803,6 +804,19 @@ def test_examples_without_content_hide_no_mistake(example):
 
     with pytest.raises(NothingPrunableError, match="a: 16 channels stay"):
         hyperize(Net(layers, run), example)
+
+
+def test_images_of_ones_hide_no_mistake_and_masks_of_ones_stay():
+    def run(net, x, mask):
+        y = net.a(x)
+        return net.b(torch.cat([y[:, :4].roll(1, -1), y[:, 4:]], 1)) * mask[:, None]  # four of sixteen, whatever lives
+
+    with pytest.raises(NothingPrunableError, match="a: 16 channels stay"):
+        hyperize(
+            Net({"a": nn.Conv1d(3, 16, 3), "b": nn.Conv1d(16, 4, 1)}, run), (torch.ones(1, 3, 9), torch.ones(1, 7))
+        )
+    inputs = ExampleInputs.of((torch.ones(1, 3, 9), torch.ones(1, 7))).lively()
+    assert (inputs.args[0].std() > 0, inputs.args[1].std() > 0) == (True, False)
 
 
 def test_a_network_that_takes_nothing_but_its_example_is_compared_on_that():
