@@ -315,7 +315,7 @@ def closable_branches(hyper: HyperModel) -> tuple[Branch, ...]:
     if not branches or _closes(hyper, branches):
         return branches
     sound = tuple(branch for branch in branches if _closes(hyper, (branch,)))
-    return sound if _closes(hyper, sound) else ()
+    return sound if sound and _closes(hyper, sound) else ()
 
 
 def _closes(hyper: HyperModel, branches: tuple[Branch, ...]) -> bool:

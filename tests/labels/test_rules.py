@@ -16,7 +16,7 @@ from hyperprune import export_pruned, hyperize
 from hyperprune.coupling import CouplingMap, build
 from hyperprune.errors import NothingPrunableError
 from hyperprune.labels import flow, operator_name, registered, rule, unregister
-from hyperprune.labels.reasons import COMPUTED
+from hyperprune.labels.reasons import COMPUTED, INDEXED
 from hyperprune.labels.registry import find
 from hyperprune.rehearsal import rehearse
 from hyperprune.trace import ExampleInputs, Trace, trace
@@ -156,6 +156,12 @@ def test_an_unknown_operation_freezes_what_it_reads(row: Row) -> None:
     (stays,) = [f for f in couple(row.model(), row.x()).frozen if f.layer == "a"]
     assert stays.reason in {f"no rule for {name}" for name in operators(row) if find(name) is None}
     assert stays.channels == 4
+
+
+def test_channels_in_an_order_that_a_tensor_holds_stay_and_the_report_says_so() -> None:
+    row = Row("permuted", one(), lambda net, x: net.out(net.a(x)[:, torch.tensor([2, 0, 3, 1])]), {})
+    (stays,) = [f for f in couple(row.model(), row.x()).frozen if f.layer == "a"]
+    assert stays.reason == INDEXED
 
 
 def test_an_in_place_operation_follows_the_rule_of_its_plain_twin() -> None:

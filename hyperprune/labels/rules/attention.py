@@ -11,7 +11,7 @@ from hyperprune.labels.arrays import compact, extent, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import TensorRef
 from hyperprune.labels.products import gate_product, line
-from hyperprune.labels.reasons import PRODUCT
+from hyperprune.labels.reasons import COMPUTED, INDEXED, PRODUCT
 from hyperprune.labels.registry import rule
 
 
@@ -189,7 +189,7 @@ def index(call: Call) -> Any:
     labels = call.labels(table)
     busy = [axis for axis in chosen if varies(labels, axis)]
     if busy and (len(chosen) > 1 or not isinstance(table, TensorRef)):
-        return call.give_up(PRODUCT)
+        return call.give_up(INDEXED)
     labels = call.together(labels, *busy)
     for axis in reversed(chosen):
         labels = labels.select(axis, 0)
@@ -203,5 +203,5 @@ def embedding(call: Call) -> Any:
     """A table of rows: its columns are channels."""
     weight = call.arg("weight")
     if not isinstance(weight, TensorRef):
-        return call.give_up(PRODUCT)
+        return call.give_up(COMPUTED)
     return call.along(call.axis(weight, 1), -1)
