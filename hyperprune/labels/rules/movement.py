@@ -167,7 +167,7 @@ def _tie_rows(call: Call, moved: Tensor, axes: list[int]) -> None:
     elif leads_to_attention(call.node):
         reading, wide = call.choose(f"{heads}", f"{heads} follows", f"{inner}"), axes[-2:]
     else:
-        likely = dict.fromkeys((*image_axis(call.node), inner, outer, heads))
+        likely = dict.fromkeys(image_axis(call.node) or (inner, outer, heads))
         reading, wide = call.choose(*(f"{axis}" for axis in likely)), []
     if reading == "freeze":
         call.freeze(moved, SIZE_IN_FORWARD)
