@@ -13,7 +13,7 @@ from tests.networks.network import build
 
 GENES = st.tuples(*[st.integers(0, LARGEST)] * LENGTH)
 DESCRIPTIONS = st.builds(describe, GENES, st.lists(GENES, min_size=2, max_size=10))
-NETWORKS, AT_ONCE = 40, 20
+NETWORKS, AT_ONCE = 20, 20
 SEARCHED = 1000
 SHARE_REJECTED = 0.02
 
