@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from hyperprune.cost import CostModel
+from hyperprune.cost import CHEAPEST, CostModel
 from hyperprune.coupling import STAYS, CouplingMap
 from hyperprune.errors import BudgetError
-
-CHEAPEST = 0.01  # of the mean price
 
 
 class Criterion(Protocol):
@@ -73,5 +71,5 @@ def _relative(scores: np.ndarray, coupling: CouplingMap) -> np.ndarray:
 def _prices(coupling: CouplingMap, cost: CostModel, resource: str) -> np.ndarray:
     changes = cost.changes(cost.full, -np.ones_like(cost.full))
     prices = np.abs(changes[resource]).astype(float)
-    prices[prices == 0] = CHEAPEST * prices.mean()  # nothing is free: what lies outside a peak now may be it later
+    prices[prices == 0] = CHEAPEST * prices.mean()
     return prices[coupling.of_unit()]

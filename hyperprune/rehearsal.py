@@ -236,7 +236,7 @@ def _apart(size: int, share: float, taken: set[int], rng: torch.Generator, least
 def _light_copy(model: nn.Module, coupling: CouplingMap) -> nn.Module:
     """Copy a model, but share with it the weights that the rehearsal only reads."""
     parameters = {name for name, _ in model.named_parameters()}
-    weights = [model.get_parameter(t.name) for t in coupling.tensors if t.name in coupling.weights & parameters]
+    weights = [model.get_parameter(name) for name in coupling.weights & parameters]
     return copied(model, shared=[weight for weight in weights if not _all_zero(weight)])
 
 

@@ -9,11 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from hyperprune.budget import Budget, Solver
-from hyperprune.cost import Cost
+from hyperprune.cost import CHEAPEST, Cost
 from hyperprune.hyper import HyperModel, allowed_widths
 from hyperprune.metering import priced, settled
-
-CHEAPEST = 0.01  # of the mean price
 
 
 class Schedule:
@@ -95,7 +93,7 @@ class Schedule:
         counts = self._counts(living)
         prices = np.abs(self._cost.changes(counts, -np.ones_like(counts))[self._first()]).astype(float)
         mean = max(float((prices * counts).sum() / max(counts.sum(), 1)), 1e-300)
-        prices = np.maximum(prices, CHEAPEST * mean)  # nothing is free: what lies outside a peak now may be it later
+        prices = np.maximum(prices, CHEAPEST * mean)
         found: np.ndarray = prices[self._of_unit] / mean
         return found
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,7 +157,7 @@ def _products(backends: Any) -> list[Any]:
 
 def _found(settings: list[_Setting]) -> list[_Setting]:
     """Return the same settings as they are now; without those that torch does not tell."""
-    values = [(place, name, _read(lambda: getattr(place, name))) for place, name, _ in settings]  # noqa: B023
+    values = [(place, name, _read(partial(getattr, place, name))) for place, name, _ in settings]
     return [setting for setting in values if setting[2] is not None]
 
 

@@ -25,6 +25,7 @@ PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 REQUIREMENT = re.compile(r'^    "([^"]+)",(.*)$', re.M)
 BUILD = "import sys; from setuptools import build_meta as b; print(getattr(b, sys.argv[1])(sys.argv[2]))"
 USER = """\
+# mypy: warn-return-any
 from pathlib import Path
 
 import torch

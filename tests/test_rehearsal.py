@@ -303,12 +303,8 @@ class Attending(nn.Module):
 class Conditioned(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.block, self.attention, self.head = (
-            nn.Conv2d(3, 6, 1),
-            Modulated(),
-            Attending(),
-            nn.Conv2d(6, 2, 1),
-        )
+        self.stem, self.block = nn.Conv2d(3, 6, 1), Modulated()
+        self.attention, self.head = Attending(), nn.Conv2d(6, 2, 1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         return self.head(self.attention(self.block(self.stem(x), condition)))

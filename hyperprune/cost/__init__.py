@@ -4,9 +4,10 @@ from hyperprune.cost.axes import Axes, Form
 from hyperprune.cost.counters import CountedCost, count_with_fvcore
 from hyperprune.cost.latency import Clock, LatencyModel, LayerTable
 from hyperprune.cost.meters import Elements, Meter, Moments
-from hyperprune.cost.model import Cost, CostModel
+from hyperprune.cost.model import CHEAPEST, Cost, CostModel
 
 __all__ = [
+    "CHEAPEST",
     "Axes",
     "Clock",
     "Cost",

@@ -20,6 +20,8 @@ from hyperprune.cost.axes import Axes
 from hyperprune.cost.meters import Elements, Meter
 from hyperprune.coupling import CouplingMap
 
+CHEAPEST = 0.01  # of the mean price: nothing is free, for what lies outside a peak now may be it later
+
 
 @dataclass(frozen=True, repr=False)
 class Cost:

@@ -309,7 +309,8 @@ class CouplingMap:
     @cached_property
     def weights(self) -> frozenset[str]:
         """Names of the tensors that some call applies as a weight."""
-        return frozenset(tensor.name for tensor in self.tensors if tensor.positions) | {use.tensor for use in self.uses}
+        whole = frozenset(tensor.name for tensor in self.tensors if tensor.positions)
+        return whole | {use.tensor for use in self.uses if use.tensor}
 
     @cached_property
     def costs(self) -> tuple[Use, ...]:

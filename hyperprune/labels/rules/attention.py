@@ -94,11 +94,12 @@ def einsum(call: Call) -> Any:
         if any(varies(o, name.index(letter)) for o, name in zip(operands, names, strict=True))
     ]
     sizes = dict(pair for name, o in zip(names, operands, strict=True) for pair in zip(name, o.shape, strict=True))
+    macs = prod(sizes.values())
     if len(busy) != 1 or call.choose("whole heads") == "freeze":
-        _count(call, call.arg("tensors"), prod(sizes.values()))
+        _count(call, call.arg("tensors"), macs)
         return call.give_up(PRODUCT)
     made = _tie_heads(call, operands, [name.index(busy[0]) for name in names])
-    _count(call, call.arg("tensors"), prod(sizes.values()), made)
+    _count(call, call.arg("tensors"), macs, made)
     return call.along(made, result.index(busy[0]))
 
 
