@@ -25,16 +25,18 @@ from hyperprune import Budget, export_pruned, fit_latency, hyperize
 from hyperprune.budget import Ladder, Solver
 from hyperprune.cost import LatencyModel
 from hyperprune.criteria import criterion
+from hyperprune.errors import BudgetError
 from hyperprune.hyper import HyperModel, plain_copy
 from hyperprune.metering import settled
 from hyperprune.stopwatch import Stopwatch
 
 RESULTS = Path(__file__).parent / "results" / "latency_budget.json"
 CLOCKS: dict[str, Callable[[], int]] = {"wall": time.perf_counter_ns, "cpu": time.thread_time_ns}
+# The last share of each is a little above the least that its overhead allows.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[float, ...]]] = {
     "resnet18": (torchvision.models.resnet18, (4, 3, 64, 64), (0.7, 0.5, 0.35)),
-    "mobilenet_v2": (torchvision.models.mobilenet_v2, (1, 3, 96, 96), (0.8, 0.65, 0.5)),  # 0.47 with one unit each
-    "vit_tiny": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=96), (1, 3, 96, 96), (0.7, 0.5, 0.35)),
+    "mobilenet_v2": (torchvision.models.mobilenet_v2, (1, 3, 96, 96), (0.8, 0.65, 0.55)),
+    "vit_tiny": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=96), (1, 3, 96, 96), (0.7, 0.55, 0.45)),
 }
 RUNS = 101
 
@@ -62,11 +64,16 @@ def rows(clock: str, name: str, divisor: int) -> Iterator[dict[str, Any]]:
 
 
 def pruned(hyper: HyperModel, model: LatencyModel, budget: Budget, share: float, clock: str) -> dict[str, Any]:
-    """Prune to one latency, export with proof, and time the result anew."""
+    """Prune to one latency, export with proof, and time the result anew; or say why it cannot be reached."""
     cost = hyper.cost.metered("latency_ns", model)
     solver = Solver(cost, Ladder.of(hyper.coupling.groups, budget))
     scores = criterion("magnitude")(hyper.model, hyper.coupling, cost)
     limits = budget.limits(cost.total(cost.full))
+    try:
+        solver.check(limits)
+    except BudgetError as error:
+        print(error, flush=True)
+        return {"asked": share, "refused": str(error)}
     uncorrected = model.clock.ratio(solver.solve(scores, limits))
     keep = settled(cost, limits, lambda bounds: solver.solve(scores, bounds))
     searched = copy.deepcopy(hyper)

@@ -44,6 +44,18 @@ class Stopwatch:
         with torch.random.fork_rng(devices=[]):
             return [float(median(times)) for times in self.times(calls)]
 
+    @torch.no_grad()
+    def ratio(self, of: Call, to: Call) -> float:
+        """Return how long a call takes as a share of another: the median over the rounds, so a drift hits both alike.
+
+        Example:
+            >>> Stopwatch(torch.device("cpu")).ratio(lambda: sum(range(9)), to=lambda: sum(range(9999))) < 1
+            True
+        """
+        with torch.random.fork_rng(devices=[]):
+            pairs = zip(*self.times([of, to]), strict=True)
+        return float(median(one / max(other, 1) for one, other in pairs))
+
     def times(self, calls: Sequence[Call]) -> list[list[int]]:
         """Return the nanoseconds of every call in every round; the first rounds only warm up.
 
