@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from hyperprune import Budget, HyperModel, HyperpruneError, Search
+from hyperprune.sparsifiers import Sparsifier, Taylor
 from tests.models import residual
 
 pl = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
@@ -147,8 +148,10 @@ def test_a_fit_that_ends_before_the_search_says_so_and_keeps_the_network(tmp_pat
     assert slim is module.model
 
 
-def test_a_second_fit_goes_on_where_the_first_ended(tmp_path: Path) -> None:
-    module, callback = Classifier(), HyperPrune(Budget(macs=0.5), steps=BATCHES + 2)
+@pytest.mark.parametrize("rule", [None, Taylor()])
+def test_a_second_fit_goes_on_where_the_first_ended(rule: Sparsifier | None, tmp_path: Path) -> None:
+    module = Classifier()
+    callback = HyperPrune(Budget(macs=0.5), steps=BATCHES + 2, search_options={"sparsifier": rule})
     trainer(tmp_path, callback, max_epochs=1, enable_checkpointing=False).fit(module, loader())
     assert callback.search is not None
     assert callback.search.step_count == BATCHES
