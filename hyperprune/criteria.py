@@ -22,16 +22,21 @@ class Criterion(Protocol):
 
 
 def magnitude(model: nn.Module, coupling: CouplingMap, cost: CostModel, resource: str = "macs") -> np.ndarray:
-    """Score a unit by the squared norm of all weights that make or read it, relative to its group's mean.
+    """Score units by ``relative_norms``, multiplied by the price of their group, because the solver divides by it.
 
-    Relative scores are multiplied by the price of their group, because the solver divides by it: otherwise the
-    dearest groups would go first, whatever their weights.
+    Otherwise the dearest groups would go first, whatever their weights.
     """
-    scores = np.zeros(coupling.units)
+    return relative_norms(model, coupling) * _prices(coupling, cost, resource)
+
+
+def relative_norms(model: nn.Module, coupling: CouplingMap) -> np.ndarray:
+    """Return the squared norm of all weights that make or read a unit, relative to its group's mean, ``[units]``."""
+    norms = np.zeros(coupling.units)
     for site in coupling.sites:
         if site.role in ("reads", "writes"):
-            np.add.at(scores, *_by_unit(model, site.tensor, site.axis, site.units))
-    return _relative(scores, coupling) * _prices(coupling, cost, resource)
+            np.add.at(norms, *_by_unit(model, site.tensor, site.axis, site.units))
+    means = np.array([max(norms[group.units].mean(), 1e-300) for group in coupling.groups])
+    return norms / means[coupling.of_unit()]
 
 
 def random(model: nn.Module, coupling: CouplingMap, cost: CostModel, resource: str = "macs") -> np.ndarray:
@@ -61,11 +66,6 @@ def _by_unit(model: nn.Module, tensor: str, axis: int, units: tuple[int, ...]) -
     norms = (weight.square().sum(dim=others) if others else weight.square()).numpy()
     index = np.array(units)
     return index[index != STAYS], norms[index != STAYS]
-
-
-def _relative(scores: np.ndarray, coupling: CouplingMap) -> np.ndarray:
-    means = np.array([max(scores[group.units].mean(), 1e-300) for group in coupling.groups])
-    return scores / means[coupling.of_unit()]
 
 
 def _prices(coupling: CouplingMap, cost: CostModel, resource: str) -> np.ndarray:

@@ -87,7 +87,8 @@ class HyperPrune(Callback):
         optimizer = _holder(trainer.optimizers, hyper)
         if self._saved is None and self.search is not None:  # an earlier fit ended before it
             self._saved = self.search.state_dict()
-        options, self.search_options = self.search_options, copy.deepcopy(self.search_options)  # a rule serves one search
+        options = self.search_options
+        self.search_options = copy.deepcopy(options)  # for another fit: a rule serves one search
         self.search = Search(hyper, optimizer, self.budget, self._steps_of(trainer), **options)
         if self._saved is not None:
             self.search.load_state_dict(self._saved)

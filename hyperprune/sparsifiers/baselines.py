@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperprune.criteria import magnitude
+from hyperprune.criteria import relative_norms
 from hyperprune.hyper import HyperModel
 from hyperprune.latents import LatentBank
 from hyperprune.sparsifiers.actions import Cut
@@ -16,33 +16,30 @@ from hyperprune.sparsifiers.priced import Priced, Wrapping, unmet
 from hyperprune.sparsifiers.scores import MovingAverage
 
 
-class WeightNorm:
+class WeightNorm(Priced):
     """Squared norm of all weights that make or read a unit, relative to the mean of its group's living units.
 
-    ``criteria.magnitude`` works it out, as for ``prune``; it multiplies by the price, since the solver divides by it.
+    Times the price, since the solver divides by it.
     """
 
     _hyper: HyperModel | None = None
 
     def meet(self, hyper: HyperModel, prices: Prices) -> None:
-        """Remember the network."""
+        """Remember the network and the prices."""
+        super().meet(hyper, prices)
         self._hyper = hyper
 
-    def observe(self, bank: LatentBank, gradient: Tensor) -> None:
-        """Gradients act through the optimiser alone."""
-
     def scores(self, bank: LatentBank) -> Tensor:
-        """Return the norms of the weights as they are now, on the CPU."""
+        """Return the norms of the weights as they are now, times prices, on the CPU."""
         if self._hyper is None:
             raise unmet(self)
-        hyper = self._hyper
-        norms = torch.from_numpy(magnitude(hyper.model, hyper.coupling, hyper.cost))
+        norms = torch.from_numpy(relative_norms(self._hyper.model, self._hyper.coupling))
         living = bank.living().cpu()
         for group in bank.groups:
             part, lives = norms[group.units], living[group.units]
             if bool(lives.any()):  # of a closed branch nothing does
-                part *= part.mean() / part[lives].mean().clamp_min(1e-300)
-        return norms
+                part /= part[lives].mean().clamp_min(1e-300)
+        return norms * self.prices(bank)
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the network is the state."""

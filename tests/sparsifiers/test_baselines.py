@@ -27,7 +27,7 @@ from hyperprune import (
     hyperize,
 )
 from hyperprune.coupling import Group
-from hyperprune.criteria import magnitude
+from hyperprune.criteria import relative_norms
 from hyperprune.errors import SearchError
 from hyperprune.generators import Generator
 from hyperprune.latents import LatentBank
@@ -124,11 +124,22 @@ def test_magnitude_keeps_the_largest_of_each_group() -> None:
         torch.testing.assert_close(part / part.mean(), norms / norms.mean(), rtol=1e-6, atol=0)
 
 
+def test_magnitude_asks_what_a_unit_costs_of_the_budget() -> None:
+    """The solver divides by that price: under any budget the smallest weights go, whatever they cost."""
+    hyper = hyperize(mobile(), torch.randn(IMAGES))
+    worth = []
+    for budget in (Budget(macs=0.5), Budget(params=0.5)):
+        schedule, rule = Schedule(hyper, budget), Magnitude()
+        rule.meet(hyper, schedule.relative_prices)
+        worth.append(rule.scores(hyper.bank) / torch.from_numpy(schedule.relative_prices(hyper.living())))
+    torch.testing.assert_close(*worth)
+
+
 def test_dead_units_do_not_change_how_groups_compare() -> None:
     """The mean runs over the living: half a group gone, the rest is not favoured for it."""
     hyper = hyperize(residual(), torch.randn(IMAGES))
     rule = Magnitude()
-    rule.meet(hyper, Schedule(hyper, Budget(macs=0.5)).relative_prices)
+    rule.meet(hyper, lambda living: np.ones(len(living)))
     group = hyper.coupling.groups[1]
     before = rule.scores(hyper.bank)
     order = before[group.units].argsort()
@@ -293,11 +304,11 @@ def test_norms_of_a_group_of_which_nothing_lives_stay_as_they_are() -> None:
     gone = torch.zeros_like(hyper.living())
     gone[branch] = True
     hyper.bank.remove_(gone)
-    norms = torch.from_numpy(magnitude(hyper.model, hyper.coupling, hyper.cost))
+    norms = torch.from_numpy(relative_norms(hyper.model, hyper.coupling))
     assert torch.equal(score.scores(hyper.bank)[branch], norms[branch])
 
 
-@pytest.mark.parametrize("rule", [Magnitude, GroupProximal, HardConcrete])
+@pytest.mark.parametrize("rule", [GroupProximal, HardConcrete])
 def test_a_search_goes_on_once_a_branch_has_closed(rule: Callable[[], Sparsifier]) -> None:
     budget = Budget(macs=0.08, depth=True)
     hyper = searched(rule(), budget, steps=40)
