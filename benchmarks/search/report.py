@@ -112,6 +112,10 @@ def line(title: str, rows: Sequence[Row], lost: Sequence[float]) -> tuple[str, .
     )
 
 
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count > 1)}"
+
+
 def _spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
@@ -125,7 +129,7 @@ def claims(results: Results, preset: str) -> list[str]:
             verdict = "met" if mean(losses[0]) <= allowed else "**not met**"
             found.append(
                 f"* {network} at {target:.0%} of the MACs should lose at most {allowed:g} points: the default loses "
-                f"{_spread(losses[0])} ({len(losses[0])} seeds): {verdict} at this length of training."
+                f"{_spread(losses[0])} ({_seeds(len(losses[0]))}): {verdict} at this length of training."
             )
     return found
 
