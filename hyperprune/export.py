@@ -25,7 +25,8 @@ def export_pruned(hyper: HyperModel, *, tolerance: float | None = None) -> nn.Mo
     ``hyper`` is not changed, so it can be searched further and exported again.
 
     Args:
-        tolerance: bound on the relative error; by default 1e-4 for float32, 1e-10 for float64.
+        tolerance: bound on the relative error; by default 1e-4 for float32, 1e-10 for float64, more for
+            half precision (``ROUNDING`` in ``hyperprune/verify.py``).
 
     Raises:
         ModelError: ``hyper`` is a plain module, has no values, has a layer replaced since, or is an average (EMA) over
@@ -113,7 +114,7 @@ def prune(model: nn.Module, example_inputs: Any, budget: Budget, *, criterion: s
         model: a plain module; it is not changed.
         example_inputs: as for ``hyperize``.
         budget: what the slim network may cost.
-        criterion: ``"magnitude"`` or ``"random"``.
+        criterion: ``"magnitude"``, or ``"random"`` (drawn from torch's global random state).
 
     Raises:
         BudgetError: the budget cannot be reached, or the criterion is unknown.

@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 
 from hyperprune.checkpoint import load_pruned, save_pruned
-from hyperprune.errors import ModelError
+from hyperprune.errors import MissingLibraryError, ModelError
 
 try:
     from huggingface_hub import ModelHubMixin, hf_hub_download
     from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 except ImportError as error:
-    raise ImportError("huggingface_hub is not installed: pip install 'hyperprune[hub]'") from error
+    raise MissingLibraryError("huggingface_hub is not installed: pip install 'hyperprune[hub]'") from error
 
 LIBRARIES = ("timm/", "torchvision/")
 

@@ -170,8 +170,9 @@ def hyperize(
 ) -> HyperModel:
     """Give every layer that reads removable channels a weight generated from latents.
 
-    The result computes the same outputs as ``model``, bit for bit, in eval and in train mode. ``model`` itself is
-    not changed: parameters, buffers, mode, gradients, hooks and the global random state stay as found.
+    The result computes the same outputs as ``model``, bit for bit, in eval and in train mode, but for a generator
+    that starts from scratch. ``model`` itself is not changed: parameters, buffers, mode, gradients, hooks and the
+    global random state stay as found.
 
     Everything that is offered as prunable has been exported once on the example inputs: a random half of all
     units is removed, and the slim network must equal the zeroed one. Where an example is ``torch.zeros``, or an image

@@ -37,7 +37,8 @@ def main() -> int:
         [str(python), "-c", "import torch, sys; print('Python', sys.version.split()[0], 'torch', torch.__version__)"],
         check=True,
     )
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not zoo", *tests()]
+    fast = "not slow and not zoo and not nightly"
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", fast, *tests()]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
 
 

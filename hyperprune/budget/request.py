@@ -15,7 +15,7 @@ Amount = float | int
 
 @dataclass(frozen=True)
 class Budget:
-    """What the slim network may cost. Whatever is given is met, all of it.
+    """What the slim network may cost. Whatever is given is met, all of it; a latency, which is measured, to about 5 %.
 
     Attributes:
         macs: a float in (0, 1] is a fraction of the dense MACs, an int an absolute count.

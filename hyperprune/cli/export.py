@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Write a network as a file that runs without hyperprune: one .onnx file for ONNX
 Runtime and the like, or a .pt2 program for plain torch. Each file is run beside
-the network, at two batch sizes, before it takes its place."""
+the network, at two batch sizes unless the batch is fixed, before it takes its
+place."""
 
 EXAMPLES = """\
 examples:
@@ -41,7 +42,7 @@ def add(commands: Commands) -> None:
         epilog=EXAMPLES,
     )
     parser.add_argument("network", metavar="NETWORK", help="checkpoint written by save_pruned, or a model's name")
-    parser.add_argument("--model", metavar="NAME", help="what the checkpoint was made from: timm/NAME, package:factory")
+    parser.add_argument("--model", metavar="NAME", help="what it was made from: timm/NAME, package.module:factory")
     parser.add_argument("--pretrained", action="store_true", help="a model by name: load the library's weights")
     _add_files(parser)
     _add_inputs(parser)

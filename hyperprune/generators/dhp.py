@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperprune.coupling import Site
+from hyperprune.errors import ModelError
 from hyperprune.generators.base import Generated
 from hyperprune.generators.collapse import collapsed
 from hyperprune.generators.lean import Lean
@@ -76,7 +77,7 @@ class DHP:
         spread: half-width of the unused embedding dimensions' start, relative to the weight's own spread.
 
     Raises:
-        ValueError: ``embedding`` is below 1.
+        ModelError: ``embedding`` is below 1.
 
     Example:
         >>> from hyperprune import hyperize
@@ -93,7 +94,7 @@ class DHP:
 
     def __post_init__(self) -> None:
         if self.embedding < 1:
-            raise ValueError(f"embedding must be at least 1, not {self.embedding}")
+            raise ModelError(f"embedding must be at least 1, not {self.embedding}: the m of the paper, 8 there.")
 
     def start_(self, bank: LatentBank, rng: torch.Generator) -> None:
         """Start at 1, or from N(0, 1) when training from scratch."""

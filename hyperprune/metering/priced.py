@@ -64,7 +64,7 @@ def settled(cost: CostModel, limits: Mapping[str, int], solve: Solve) -> np.ndar
     """Solve, and where latency is limited, time the slim network beside the dense one and correct the limit.
 
     The other limits stand as they are in every round. The network nearest to the latency asked for is returned; a
-    warning says how far it is off if that is more than 5 %.
+    warning says how far it is off if that is more than 5 %, unless it is faster and nothing is left to add.
 
     Args:
         cost: prices every limited resource.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hyperprune import DHP, hyperize
+from hyperprune.errors import ModelError
 from hyperprune.generators.collapse import collapsed
 from hyperprune.generators.dhp import CONVOLUTIONS
 from tests.models import SMALL, residual, small
@@ -108,7 +109,7 @@ def test_two_starts_differ_only_if_the_seed_does() -> None:
 
 @pytest.mark.parametrize("embedding", [0, -1])
 def test_an_embedding_has_at_least_one_dimension(embedding: int) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ModelError, match="at least 1"):
         DHP(embedding=embedding)
 
 
