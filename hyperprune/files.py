@@ -11,6 +11,8 @@ from pathlib import Path
 
 from hyperprune.errors import FileError
 
+SHOWN = 32  # letters of a file's name in that of its draft: longer names have no room for more
+
 
 @contextmanager
 def draft_of(path: str | Path) -> Iterator[Path]:
@@ -20,8 +22,8 @@ def draft_of(path: str | Path) -> Iterator[Path]:
     The draft has the suffix of ``path``. Missing folders are made; links stay links, and permissions as they were.
 
     Raises:
-        FileError: ``path`` is a folder, its folder cannot be written, or the disk is full. Of the block's own errors
-            only those are meant that come from writing the draft; others leave it as they are.
+        FileError: ``path`` is a folder or a device, its folder cannot be written, or the disk is full. Of the block's
+            own errors only those are meant that come from writing the draft; others leave it as they are.
 
     Example:
         >>> with draft_of("runs/numbers.json") as draft:  # doctest: +SKIP
@@ -31,7 +33,9 @@ def draft_of(path: str | Path) -> Iterator[Path]:
     if os.path.isdir(path):  # Path.is_dir raises where a folder above cannot be entered
         raise FileError(f"{path} is a folder; name a file in it, such as {path / 'slim'}.")
     place = Path(os.path.realpath(path))
-    draft = place.with_name(f".{path.stem}-{secrets.token_hex(8)}{path.suffix}")
+    if os.path.exists(place) and not os.path.isfile(place):
+        raise FileError(f"{path} is no regular file, and writing would replace it; name a file.")
+    draft = place.with_name(f".{path.stem[:SHOWN]}-{secrets.token_hex(8)}{path.suffix}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         mode = _begun(draft, place)

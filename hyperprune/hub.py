@@ -9,6 +9,7 @@ from torch import nn
 
 from hyperprune.checkpoint import load_pruned, save_pruned
 from hyperprune.errors import MissingLibraryError, ModelError
+from hyperprune.loading import arguments_of
 
 try:
     from huggingface_hub import ModelHubMixin, hf_hub_download
@@ -87,10 +88,25 @@ class HubModel(nn.Module, ModelHubMixin, library_name="hyperprune", tags=["pruni
 
 
 def _named(name: object, repository: str) -> str:
-    """Return a name that may come from a stranger's configuration, if it only names a model of a library."""
+    """Return a name that may come from a stranger's configuration, if it only names a model of a library.
+
+    Its arguments may be numbers: words could name a file to unpickle (timm's ``checkpoint_path``) or weights to fetch.
+    """
     if isinstance(name, str) and name.startswith(LIBRARIES):
+        words = [f"{key}={value!r}" for key, value in arguments_of(name).items() if not _is_numbers(value)]
+        if words:
+            raise ModelError(
+                f"{repository} asks for {name!r}, and {', '.join(words)} could name a file to run code from. If you "
+                "trust it, build the dense network yourself: HubModel.from_pretrained(repository, model=...)."
+            )
         return name
     raise ModelError(
         f"{repository} names no model of timm or torchvision. Pass the dense network that it was pruned from: "
         "HubModel.from_pretrained(repository, model=MyNet())."
     )
+
+
+def _is_numbers(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_numbers(item) for item in value)
+    return isinstance(value, (bool, int, float))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ def load_model(spec: str, pretrained: bool = False) -> LoadedModel:
         5
     """
     plain, *words = _parts(spec)
-    arguments = dict(_argument(word, spec) for word in words)
+    arguments = arguments_of(spec)
     library, _, name = plain.partition("/")
     try:
         if library == "timm" and name:
@@ -57,6 +57,19 @@ def load_model(spec: str, pretrained: bool = False) -> LoadedModel:
     raise ModelError(
         f"{spec!r} names no model. Write timm/resnet50, torchvision/resnet50, or package.module:factory for your own."
     )
+
+
+def arguments_of(spec: str) -> dict[str, Any]:
+    """Return the builder's arguments in a name.
+
+    Raises:
+        ModelError: one is not written as ``name=value``.
+
+    Example:
+        >>> arguments_of("timm/vit_tiny_patch16_224,img_size=(64,64),global_pool=avg")
+        {'img_size': (64, 64), 'global_pool': 'avg'}
+    """
+    return dict(_argument(word, spec) for word in _parts(spec)[1:])
 
 
 def _parts(spec: str) -> list[str]:
@@ -93,7 +106,13 @@ def _from_timm(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> Loa
     if stem not in timm.list_models():
         raise ModelError(f"timm has no model {name!r}.{_nearest(stem, timm.list_models())}")
     model = _built(f"timm/{name}", lambda: timm.create_model(name, pretrained=pretrained, **arguments))
-    return LoadedModel(model, tuple((model.default_cfg or {}).get("input_size", DEFAULT_SIZE)))
+    return LoadedModel(model, _input_size((model.default_cfg or {}).get("input_size", DEFAULT_SIZE), arguments))
+
+
+def _input_size(usual: Sequence[int], arguments: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the size of an input, where arguments of timm's builders may say another one than usual."""
+    size = arguments.get("img_size", tuple(usual[1:]))
+    return (arguments.get("in_chans", usual[0]), *(size if isinstance(size, (tuple, list)) else (size, size)))
 
 
 def _from_torchvision(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> LoadedModel:

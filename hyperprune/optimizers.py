@@ -63,6 +63,8 @@ class Watch:
         self._bank = bank
         self._looked = False
         self._unmatched = 0
+        self._overflow: Tensor | None = None
+        self._skipped = torch.zeros((), dtype=torch.int64, device=bank.alive.device)
         self._warned = False
         self.observed = torch.zeros((), dtype=torch.int64, device=bank.alive.device)
         self.lived: Tensor | None = None
@@ -73,6 +75,7 @@ class Watch:
         One that is zero all over, or not finite (AMP skips its step), does not count: all of it is NaN then.
         """
         self._looked = True
+        self._overflow = getattr(optimizer, "found_inf", None)  # how AMP's scaler tells a fused optimiser to skip
         gradient = self._bank.latents.grad
         if idle or gradient is None:
             return None
@@ -88,6 +91,9 @@ class Watch:
         """Count a step of the search, and whether one of the optimiser came before it."""
         self._unmatched += not self._looked
         self._looked = False
+        if self._overflow is not None:
+            self._skipped = self._skipped.to(self._overflow.device) + self._overflow.bool().any()
+            self._overflow = None
 
     def all_skipped(self, steps: int) -> bool:
         """Say whether no step has been taken yet because AMP's scaler may be looking for its scale.
@@ -96,7 +102,7 @@ class Watch:
         """
         gradient = self._bank.latents.grad
         overflows = gradient is not None and not bool(gradient.isfinite().all())
-        return self._unmatched == steps and (steps <= UNMATCHED or overflows)
+        return self._unmatched + int(self._skipped) == steps and (steps <= UNMATCHED or overflows)
 
     def often_unmatched(self, steps: int) -> int:
         """Return how many of so many steps came without one of the optimiser, if that is often; once only."""
@@ -119,9 +125,10 @@ def before_each_use(optimizer: torch.optim.Optimizer, look: Callable[[], None]) 
             alive()
 
     def before_step(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is not None:
-            return args[:1], {**kwargs, "closure": _then(closure, look_if_alive)}
+        if kwargs.get("closure") is not None:
+            return args, {**kwargs, "closure": _then(kwargs["closure"], look_if_alive)}
+        if len(args) > 1 and args[1] is not None:
+            return (args[0], _then(args[1], look_if_alive), *args[2:]), kwargs
         look_if_alive()
         return None
 

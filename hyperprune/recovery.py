@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hyperprune.errors import RecoveryError, listed
+from hyperprune.hyper import HyperModel
 from hyperprune.trace import ExampleInputs, modes_kept
 from hyperprune.verify import eval_mode
 
@@ -118,8 +119,8 @@ def recalibrate_(model: Model, batches: Iterable[Any]) -> Model:
 
     Each layer gets the plain average over the batches (as with ``momentum=None``) instead of what is left of the
     statistics of other weights, and counts these batches alone. Only batch norm runs in train mode, so dropout is
-    off; no gradients, no other change; modes and momenta come back. Without batch norm, nothing happens. If anything
-    fails, the old statistics stay.
+    off; no gradients, no other change; modes and momenta come back. Without batch norm, nothing happens. A layer that
+    no batch reaches keeps its statistics. If anything fails, all old ones stay.
 
     Args:
         model: a slim, hyperized or plain model.
@@ -149,13 +150,20 @@ def recalibrate_(model: Model, batches: Iterable[Any]) -> Model:
         _check_finite(layers)
     except BaseException:
         for layer, (_, buffers) in zip(layers, before, strict=True):
-            for name, value in buffers.items():
-                layer.get_buffer(name).copy_(value)
+            _put_back_(layer, buffers)
         raise
     finally:
         for layer, (momentum, _) in zip(layers, before, strict=True):
             layer.momentum = momentum
+    for layer, (_, buffers) in zip(layers, before, strict=True):
+        if not layer.num_batches_tracked:
+            _put_back_(layer, buffers)
     return model
+
+
+def _put_back_(layer: _BatchNorm, buffers: Mapping[str, Tensor]) -> None:
+    for name, value in buffers.items():
+        layer.get_buffer(name).copy_(value)
 
 
 def _average_(model: nn.Module, layers: list[_BatchNorm], batches: Iterable[Any]) -> None:
@@ -165,8 +173,9 @@ def _average_(model: nn.Module, layers: list[_BatchNorm], batches: Iterable[Any]
         layer.momentum = None
         layer.train()
     seen = False
+    plain = model.model if isinstance(model, HyperModel) else model  # whose dtype counts: latents are float32 always
     for batch in batches:
-        _inputs_of(batch).suiting(model).call(model)
+        _inputs_of(batch).suiting(plain).call(model)
         seen = True
     if not seen:
         raise RecoveryError("there is no batch to take statistics from. A generator that has run out yields none.")

@@ -288,13 +288,16 @@ class Search:
             SearchError: the state is of another network, budget or rule, or is none; nothing has been changed.
         """
         _check_state(state, self.state_dict())
-        device = self._bank.alive.device
-        self._sparsifier.load_state_dict(tree_map_only(Tensor, lambda t: t.to(device), state["sparsifier"]))
+        self._sparsifier.load_state_dict(tree_map_only(Tensor, self._placed, state["sparsifier"]))
         self.step_count, self.steps, self.every = state["step"], state["steps"], state["every"]
         self.done = state["done"]
         self._watch.observed.fill_(state["observed"])
         self._doomed.copy_(state["doomed"])
         self._prices.copy_(state["prices"])
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        """Move a tensor of a state to the latents' device; one of float64 stays, for not every device has that."""
+        return tensor if tensor.dtype == torch.float64 else tensor.to(self._bank.alive.device)
 
     def _about(self) -> dict[str, Any]:
         """Say what a state belongs to, in numbers and strings."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -44,7 +45,8 @@ def transfer_optimizer(hyper: HyperModel, slim: nn.Module, optimizer: Any) -> to
     The latents are folded in, so their state goes. ``DHP``'s hypernetwork is dropped at export, and its state cannot be
     told of the weights it made: those, and whatever else cannot be carried over (the state of a class that is not known
     here, for instance), start afresh, with one warning that counts them. What else the optimiser has as attributes, its
-    hooks left out, the new one has too.
+    hooks left out, the new one has too. Parameters beside the hyperized network (a head of the user's, a decoder) stay
+    with their state.
 
     A scheduler has to be made anew. Learning rates, and the momentum or betas that some schedulers move too, are those
     of now: at the end of ``OneCycleLR`` the rate is next to nothing. Set them before you make the new one:
@@ -81,8 +83,11 @@ def transfer_optimizer(hyper: HyperModel, slim: nn.Module, optimizer: Any) -> to
         )
     old = unwrapped(optimizer)
     _require_nothing_else(old)
-    moves = _moves(hyper.model, slim, plan)
-    made = _emptied(old, _groups(old, moves))
+    with hyper.bank.still():  # as at export
+        moves = _moves(hyper.model, slim, plan)
+    beside = _beside(old, hyper)
+    made = _emptied(old, _groups(old, moves, beside))
+    made.state.update({p: copy.deepcopy(old.state[p]) for p in beside if p in old.state})
     powers = _powers(old)
     fresh = 0
     for move in (move for several in moves.values() for move in several):
@@ -212,7 +217,8 @@ def _powers(optimizer: torch.optim.Optimizer) -> Mapping[str, int]:
 
 def _unscheduled(group: dict[str, Any]) -> dict[str, Any]:
     """Leave out where a scheduler started: one made anew starts from the learning rate of now."""
-    return {key: value for key, value in group.items() if key not in SCHEDULED}
+    kept = {key: value for key, value in group.items() if key not in SCHEDULED}
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in kept.items()}
 
 
 def _require_nothing_else(optimizer: torch.optim.Optimizer) -> None:
@@ -226,9 +232,24 @@ def _require_nothing_else(optimizer: torch.optim.Optimizer) -> None:
             )
 
 
-def _groups(optimizer: torch.optim.Optimizer, moves: dict[int, list[_Move]]) -> list[dict[str, Any]]:
-    groups = [
-        {**_unscheduled(group), "params": [move.new for p in group["params"] for move in moves.get(id(p), ())]}
-        for group in optimizer.param_groups
-    ]
+def _beside(optimizer: torch.optim.Optimizer, hyper: HyperModel) -> list[Tensor]:
+    """Return the parameters of an optimiser that are none of the hyperized network's."""
+    own = {id(parameter) for parameter in hyper.parameters()}
+    return [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
+
+
+def _groups(
+    optimizer: torch.optim.Optimizer, moves: dict[int, list[_Move]], beside: list[Tensor]
+) -> list[dict[str, Any]]:
+    heirs: dict[int, list[tuple[Tensor, str]]] = {id(parameter): [(parameter, "")] for parameter in beside}
+    heirs |= {trained: [(move.new, move.source.name) for move in several] for trained, several in moves.items()}
+    groups = []
+    for group in optimizer.param_groups:
+        names = group.get("param_names", [""] * len(group["params"]))
+        pairs = zip(group["params"], names, strict=True)
+        named = [(new, name or old) for p, old in pairs for new, name in heirs.get(id(p), ())]
+        renewed = {**_unscheduled(group), "params": [parameter for parameter, _ in named]}
+        if "param_names" in group:
+            renewed["param_names"] = [name for _, name in named]
+        groups.append(renewed)
     return [group for group in groups if group["params"]]

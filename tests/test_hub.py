@@ -89,3 +89,11 @@ def test_a_damaged_repository_is_refused(slim: nn.Module, tmp_path: Path) -> Non
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         HubModel.from_pretrained(tmp_path, model=residual())
+
+
+@pytest.mark.parametrize("argument", ["checkpoint_path=weights.pth", "pretrained_cfg_overlay={'file': 'w.pth'}"])
+def test_a_repository_cannot_name_a_file_to_unpickle(slim: nn.Module, tmp_path: Path, argument: str) -> None:
+    HubModel(slim).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"spec": f"timm/resnet10t,num_classes=3,{argument}"}))
+    with pytest.raises(ModelError, match=r"could name a file.*\n?.*model=\.\.\."):
+        HubModel.from_pretrained(tmp_path)

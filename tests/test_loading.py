@@ -38,6 +38,11 @@ class TestNames:
     def test_timm_models_bring_their_own_input_size(self):
         assert load_model("timm/botnet26t_256").input_size == (3, 256, 256)
 
+    def test_arguments_may_say_another_input_size(self):
+        assert load_model("timm/resnet10t,in_chans=1").input_size[0] == 1
+        assert load_model("timm/vit_tiny_patch16_224,img_size=(64,96)").input_size == (3, 64, 96)
+        assert load_model("timm/vit_tiny_patch16_224,img_size=64").input_size == (3, 64, 64)
+
     def test_a_factory_of_ones_own_is_called(self):
         assert isinstance(load_model(f"{__name__}:build_small").model, nn.Sequential)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hyperprune import Distillation, HyperpruneError, recalibrate_
+from hyperprune import Distillation, HyperpruneError, hyperize, recalibrate_
 from tests.models import Net, residual
 
 X = (5, 3, 8, 8)
@@ -180,3 +180,20 @@ def test_when_it_fails_the_old_statistics_stay(seen: list[Tensor], kind: type[Ex
         recalibrate_(model, seen)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert {m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+
+
+def test_layers_that_no_batch_reaches_keep_their_statistics() -> None:
+    """Batch norm by domain: only the first one is fed."""
+    norms = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(3)])
+    model = Net({"norms": norms}, lambda self, x, domain=0: self.norms[domain](x))
+    for x in batches(3):
+        model(x, domain=1)
+    before = state(norms[1])
+    recalibrate_(model, batches())
+    assert all(torch.equal(value, before[name]) for name, value in norms[1].state_dict().items())
+    assert int(norms[0].num_batches_tracked) == 6
+
+
+def test_a_searched_network_in_half_precision_takes_the_batches_that_a_plain_one_takes() -> None:
+    hyper = hyperize(residual().bfloat16(), torch.randn(X).bfloat16())
+    assert recalibrate_(hyper, batches(2)) is hyper

@@ -269,6 +269,28 @@ def test_first_steps_that_a_grad_scaler_skips_only_delay_the_decisions() -> None
     assert_met(hyper, Budget(macs=0.5))
 
 
+@pytest.mark.parametrize("attached", [False, True])
+def test_steps_that_a_fused_optimiser_skips_at_first_are_no_missing_gradient(attached: bool) -> None:
+    """Its step() runs on overflow too, and is told by the scaler to do nothing."""
+    hyper = hyperize(residual(), torch.randn(IMAGES))
+    optimizer = torch.optim.AdamW(hyper.parameter_groups(lr=0.01), fused=True)
+    search = Search(hyper, optimizer, Budget(macs=0.5), steps=20)
+    if attached:
+        search.attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for index in range(25 if attached else 20):
+        optimizer.zero_grad()
+        loss = hyper(torch.randn(IMAGES)).square().mean()
+        scaler.scale(loss * (float("inf") if index < 5 else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if not attached:
+            search.step()
+        assert bool(hyper.living().all()) == (index < 5)
+    assert search.done
+    assert_met(hyper, Budget(macs=0.5))
+
+
 def test_an_optimiser_without_a_learning_rate_will_do() -> None:
     class Plain(torch.optim.Optimizer):
         @torch.no_grad()

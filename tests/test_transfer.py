@@ -274,3 +274,42 @@ def test_an_optimiser_that_keeps_more_than_its_state_is_refused() -> None:
     optimizer = torch.optim.LBFGS(hyper.parameters())
     with pytest.raises(ModelError, match="LBFGS keeps more than state"):
         transfer_optimizer(hyper, export_pruned(hyper), optimizer)
+
+
+def test_parameters_beside_the_hyperized_network_stay_with_their_state() -> None:
+    hyper, head = hyperize(residual(), torch.randn(2, 3, 8, 8)), nn.Linear(3, 2)
+    groups = [*hyper.parameter_groups(lr=0.1), {"params": list(head.parameters()), "lr": 0.5}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    head(hyper(torch.randn(4, 3, 8, 8))).square().mean().backward()
+    optimizer.step()
+    carried = transfer_optimizer(hyper, export_pruned(hyper), optimizer)
+    assert carried.param_groups[-1]["params"] == list(head.parameters())
+    assert carried.param_groups[-1]["lr"] == 0.5
+    momentum = carried.state[head.weight]["momentum_buffer"]
+    assert torch.equal(momentum, head.weight.grad)
+    assert momentum is not optimizer.state[head.weight]["momentum_buffer"]
+
+
+def test_noise_of_sampled_gates_does_not_reach_the_state() -> None:
+    hyper = hyperize(residual(), torch.randn(2, 3, 8, 8))
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.01), momentum=0.9)
+    step(hyper, optimizer, torch.randn(4, 3, 8, 8))
+    slim = export_pruned(hyper)
+    quiet = transfer_optimizer(hyper, slim, optimizer).state
+    hyper.bank.shake_(-0.5 * torch.ones_like(hyper.bank.latents))
+    noisy = transfer_optimizer(hyper, slim, optimizer).state
+    for parameter, kept in quiet.items():
+        assert torch.equal(noisy[parameter]["momentum_buffer"], kept["momentum_buffer"])
+
+
+def test_names_are_those_of_the_slim_network_and_rates_that_are_tensors_are_copied() -> None:
+    hyper = hyperize(residual(), torch.randn(2, 3, 8, 8))
+    optimizer = torch.optim.SGD(list(hyper.named_parameters()), lr=torch.tensor(0.1))
+    slim = export_pruned(hyper)
+    carried = transfer_optimizer(hyper, slim, optimizer)
+    (group,) = carried.param_groups
+    assert {name: id(p) for name, p in zip(group["param_names"], group["params"], strict=True)} == {
+        name: id(p) for name, p in slim.named_parameters()
+    }
+    group["lr"].fill_(7.0)
+    assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.1)

@@ -56,6 +56,14 @@ def fraction(text: str) -> float:
     return number
 
 
+def image_size(text: str) -> tuple[int, ...]:
+    """Read the size of an image: channels, height, width."""
+    found = size(text)
+    if len(found) != 3:
+        raise argparse.ArgumentTypeError(f"{text} is no size of an image; write 3x224x224")
+    return found
+
+
 def size(text: str) -> tuple[int, ...]:
     """Read a size such as ``3x224x224``."""
     parts = text.lower().split("x")

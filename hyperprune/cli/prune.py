@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperprune.cli.budgets import FLAGS, LIMITS, add_budget, in_flags, limits_nothing, refused_in_flags
-from hyperprune.cli.parsing import MODEL, fraction, positive, size
+from hyperprune.cli.parsing import MODEL, fraction, image_size, positive
 from hyperprune.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _add_training(parser: Parser) -> None:
     start.add_argument("--pretrained", action="store_true", help="start from the library's weights (a download)")
     start.add_argument("--weights", metavar="FILE", help="start from the weights in a .safetensors file")
     training.add_argument(
-        "--input", type=size, dest="input_size", metavar="CxHxW", help="size of one input (default: the model's own)"
+        "--input", type=image_size, dest="input_size", metavar="CxHxW", help="size of one image (default: its own)"
     )
     training.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images per step")
     training.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="adamw suits transformers")

@@ -29,7 +29,8 @@ class HyperPrune(Callback):
 
     ``trainer.fit`` trains and searches ``module.model``; afterwards that attribute holds the slim network, plain and
     proved equal, and ``trainer.test(module)`` tests it. A checkpoint taken on the way resumes with ``ckpt_path=``.
-    The fraction of MACs that is left is logged as ``macs_fraction`` each epoch.
+    The fraction of MACs that is left is logged each epoch as ``macs_fraction`` (``backbone_macs_fraction`` of another
+    attribute: several callbacks may each prune one).
 
     Args:
         budget: what the slim network may cost.
@@ -73,6 +74,11 @@ class HyperPrune(Callback):
         self.proof: Proof | None = None
         self._saved: dict[str, Any] | None = None
 
+    @property
+    def state_key(self) -> str:
+        """Tell several of these callbacks apart in one checkpoint."""
+        return self._generate_state_key(attribute=self.attribute)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hyperize the network before ``configure_optimizers`` sees it."""
         model = self._network(pl_module)
@@ -98,7 +104,8 @@ class HyperPrune(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log how much is left."""
         if self.search is not None:
-            pl_module.log("macs_fraction", self.search.progress().macs_fraction)
+            before = "" if self.attribute == "model" else f"{self.attribute}_"
+            pl_module.log(f"{before}macs_fraction", self.search.progress().macs_fraction)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, if the search has reached its budget."""

@@ -100,6 +100,7 @@ def test_quiet_prints_nothing_but_warnings(tmp_path: Path, capsys: pytest.Captur
         "prune timm/resnet18 --data sklearn/digits --macs 0.5 --search-fraction 1.5 --out run",
         "prune timm/resnet18 --data sklearn/digits --macs 0.5 --amp fp8 --out run",
         "prune timm/resnet18 --data sklearn/digits --macs 0.5 --input 224 x --out run",
+        "prune timm/resnet18 --data sklearn/digits --macs 0.5 --input 224 --out run",
         "prune timm/resnet18 --data sklearn/digits --macs 0.5 --lr 0 --out run",
         "prune timm/resnet18 --data sklearn/digits --macs 0.5 --pretrained --weights w.safetensors --out run",
     ],

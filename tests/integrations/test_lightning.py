@@ -179,3 +179,20 @@ def test_a_fraction_of_an_endless_fit_is_refused(tmp_path: Path) -> None:
     callback = HyperPrune(Budget(macs=0.5), steps=0.5)
     with pytest.raises(HyperpruneError, match="no known length"):
         callback._steps_of(made)
+
+
+def test_two_callbacks_prune_two_networks_of_one_module(tmp_path: Path) -> None:
+    class Two(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = residual()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x) + self.other(x)
+
+    module, half = Two(), Budget(macs=0.5)
+    callbacks = [HyperPrune(half, steps=1.0), HyperPrune(half, steps=1.0, attribute="other")]
+    made = trainer(tmp_path, *callbacks, max_epochs=1)
+    made.fit(module, loader())
+    assert {"macs_fraction", "other_macs_fraction"} <= made.callback_metrics.keys()
+    assert all(callback.proof is not None and callback.proof.holds for callback in callbacks)
