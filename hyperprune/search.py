@@ -296,8 +296,9 @@ class Search:
         self._prices.copy_(state["prices"])
 
     def _placed(self, tensor: Tensor) -> Tensor:
-        """Move a tensor of a state to the latents' device; one of float64 stays, for not every device has that."""
-        return tensor if tensor.dtype == torch.float64 else tensor.to(self._bank.alive.device)
+        """Move a tensor of a state to the latents' device, if that has its dtype: MPS has no float64."""
+        device = self._bank.alive.device
+        return tensor if tensor.dtype == torch.float64 and device.type == "mps" else tensor.to(device)
 
     def _about(self) -> dict[str, Any]:
         """Say what a state belongs to, in numbers and strings."""
