@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,15 @@ class Watch:
 LOSS_OF, RECALIBRATE, ACCURACY_OF = training.loss_of, rows.recalibrate_, training.accuracy_of
 
 
+Watched = Callable[[str], tuple[dict[str, Any], Watch]]
+
+
 @pytest.fixture(scope="module")
-def watched(cifar: Cifar) -> dict[str, tuple[dict[str, Any], Watch]]:
-    """Every method's row, run once with the first of its variants."""
-    found = {}
-    for name, method in METHODS.items():
+def watched(cifar: Cifar) -> Watched:
+    """A method's row, run once with the first of its variants."""
+
+    @cache
+    def run(name: str) -> tuple[dict[str, Any], Watch]:
         watch = Watch()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(training, "loss_of", watch.loss_of)
@@ -92,32 +97,46 @@ def watched(cifar: Cifar) -> dict[str, tuple[dict[str, Any], Watch]]:
             patch.setattr(theirs, "SINGLE_IMAGES", 4)
             patch.setattr(rows, "recalibrate_", watch.recalibrate_)
             patch.setattr(rows, "accuracy_of", watch.accuracy_of)
-            found[name] = (run_row(run_of(cifar, key(name)), key(name), next(iter(method.variants))), watch)
-    return found
+            return run_row(run_of(cifar, key(name)), key(name), next(iter(METHODS[name].variants))), watch
+
+    return run
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_takes_the_same_steps(method: str, watched: dict[str, Any]) -> None:
-    row, watch = watched[method]
+# Each differs from another one by its sparsifier or importance alone.
+ALIKE = {"unbalanced", "l1", "group", "hard", "magnitude", "taylor", "uniform", "random-channels", "tp-bn-scale"}
+
+
+def methods(*without: str) -> pytest.MarkDecorator:
+    names = [name for name in METHODS if name not in without]
+    return pytest.mark.parametrize("method", [_marked(name) if name in ALIKE else name for name in names])
+
+
+def _marked(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.nightly)
+
+
+@methods()
+def test_every_method_takes_the_same_steps(method: str, watched: Watched) -> None:
+    row, watch = watched(method)
     assert row["steps"] == COURSE.steps
     assert row["steps_before_cut"] in (0, COURSE.search_steps)
     assert len(watch.brightest) >= COURSE.steps
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != DENSE])
-def test_every_method_meets_the_macs(method: str, watched: dict[str, Any]) -> None:
-    assert 0.98 * 0.5 <= watched[method][0]["macs_fraction"] <= 0.5
+@methods(DENSE)
+def test_every_method_meets_the_macs(method: str, watched: Watched) -> None:
+    assert 0.98 * 0.5 <= watched(method)[0]["macs_fraction"] <= 0.5
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_no_method_trains_on_held_out_or_test_images(method: str, watched: dict[str, Any]) -> None:
-    assert max(watched[method][1].brightest) <= (DARK - 50) / 30
+@methods()
+def test_no_method_trains_on_held_out_or_test_images(method: str, watched: Watched) -> None:
+    assert max(watched(method)[1].brightest) <= (DARK - 50) / 30
     assert (BRIGHT - 50) / 30 > (DARK - 50) / 30
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_test_images_are_looked_at_once_and_last(method: str, watched: dict[str, Any], cifar: Cifar) -> None:
-    looked = [part is cifar.test for part in watched[method][1].looked_at]
+@methods()
+def test_the_test_images_are_looked_at_once_and_last(method: str, watched: Watched, cifar: Cifar) -> None:
+    looked = [part is cifar.test for part in watched(method)[1].looked_at]
     assert looked == [False, False, False, True]
 
 
@@ -332,7 +351,7 @@ def test_rows_of_equal_seeds_are_compared_by_the_table_alone(tmp_path: Path) -> 
 @pytest.mark.parametrize(("test", "verdict"), [(0.799, "met"), (0.79, "**not met**")])
 def test_the_page_says_whether_a_promise_is_met(test: float, verdict: str, tmp_path: Path) -> None:
     text = written(tmp_path, result(DENSE, 0.80), result("fisher", test))
-    assert f"(1 seeds): {verdict} at this length" in text
+    assert f"(1 seed): {verdict} at this length" in text
 
 
 def test_methods_are_ranked_by_the_held_out_images(tmp_path: Path) -> None:
