@@ -24,8 +24,8 @@ from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import Spared
 from hyperprune.slim import carve_, doubtful, is_standard
-from hyperprune.trace import ExampleInputs, drop_caches_, failing_lines
-from hyperprune.verify import Proof, compare, rounding, run_eval
+from hyperprune.trace import ExampleInputs, drop_caches_, failing_lines, is_of_libraries, random_state_kept
+from hyperprune.verify import Proof, compare, rounding, run_eval, tensors_of
 
 FEWEST = 8  # values per channel from which statistics are worth taking; a single one would normalise to nothing
 ENOUGH = 1024  # values per channel from which more add nothing: statistics need not be those of every pixel
@@ -33,6 +33,7 @@ CLEAR = 1e-5  # bound on the error in float32; what is above it is looked at onc
 FEW_UNITS = 8  # in a group, up to which it counts as small
 FEW = 3  # classes that multiply activations, up to which every combination of readings is tried
 FUSED = "scaled_dot_product_attention"
+AGAIN = 2  # runs in train mode that tell shapes drawn by chance from shapes that follow widths
 SLACK = 10  # in other types: the rehearsal looks for wrong wiring; rounding may differ more than in a real proof
 
 
@@ -85,12 +86,14 @@ class Fault:
     Attributes:
         lines: the lines of source that were running, innermost first.
         proof: how far the outputs differ, if the slim model ran.
+        training: it went wrong in train mode alone.
     """
 
     what: str
     modules: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
     proof: Proof | None = None
+    training: bool = False
 
     @property
     def inexact(self) -> bool:
@@ -113,10 +116,13 @@ def rehearse(
         whole: units that stay in any case, bool, shape ``[units]``.
     """
     whole = torch.zeros(coupling.units, dtype=torch.bool) if whole is None else whole
-    halves = (_about_half(coupling, draw) | whole for draw in range(_draws(coupling, model)))
+    halves = [_about_half(coupling, draw) | whole for draw in range(_draws(coupling, model))]
     outcomes = (_rehearse_at(half, model, coupling, inputs) for half in halves)
     proof = next(outcomes)
-    return next((other for other in outcomes if isinstance(other, Fault)), proof) if isinstance(proof, Proof) else proof
+    if isinstance(proof, Fault):
+        return proof
+    fault = next((other for other in outcomes if isinstance(other, Fault)), None)
+    return fault or _fault_in_training(halves[0], model, coupling, inputs) or proof
 
 
 def _rehearse_at(half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> Proof | Fault:
@@ -176,6 +182,36 @@ def _rehearse_once(
         return Fault(f"{type(error).__name__}: {error}", modules, failing_lines(error.__traceback__))
     bound = SLACK * proof.tolerance if bound is None else bound
     return proof if proof.relative_error <= bound else Fault(str(proof), proof=proof)
+
+
+def _fault_in_training(half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> Fault | None:
+    """Say what a slim model cannot do in train mode though the whole one can; None if all is well, or neither can.
+
+    Code of the user's may do there what eval mode does not: add noise of a fixed size, count channels, return features.
+    """
+    if is_of_libraries(model):
+        return None
+    for attempt in (inputs, inputs.doubled()):
+        expected = _shapes_in_training(copied(model), attempt)
+        if isinstance(expected, Exception):
+            continue
+        found = _shapes_in_training(carve_(copied(model), coupling.plan(half.numpy())), attempt)
+        if isinstance(found, Exception):
+            return Fault(f"in train mode, {type(found).__name__}: {found}", training=True)
+        if found != expected and all(_shapes_in_training(copied(model), attempt) == expected for _ in range(AGAIN)):
+            return Fault(f"in train mode, outputs of shapes {found} in place of {expected}", training=True)
+        return None
+    return None
+
+
+def _shapes_in_training(network: nn.Module, inputs: ExampleInputs) -> list[tuple[int, ...]] | Exception:
+    """Run a network of which nothing else is wanted; return the shapes of its outputs, or why it failed."""
+    drop_caches_(network)
+    try:
+        with random_state_kept(network), torch.enable_grad():
+            return [tuple(tensor.shape) for tensor in tensors_of(inputs.copied().call(network.train()))]
+    except Exception as error:  # whatever the user's forward raises in train mode
+        return error
 
 
 def _calibrated_run(model: nn.Module, inputs: ExampleInputs) -> Any:

@@ -376,3 +376,67 @@ def test_choices_take_the_next_reading_and_close_modules_without_changing() -> N
     second = first.next(["view"]).next(["view", "chunk"]).close("block")
     assert (dict(second.readings), second.closed) == ({"view": 2, "chunk": 1}, frozenset({"block"}))
     assert (dict(first.readings), first.closed) == ({}, frozenset())
+
+
+class Trained(nn.Module):
+    """Does in train mode what eval mode does not."""
+
+    def __init__(self, extra: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.width, self.extra = 16, extra
+        self.first, self.second, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3), nn.Linear(8, 4)
+        self.register_buffer("fired", torch.zeros(16, dtype=torch.int64))
+        self.seen = torch.zeros(16)
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.first(x).relu()
+        more = self.extra(self, h) if self.training else None
+        y = self.head(self.second(h if more is None else more).mean((2, 3)))
+        return (y, h) if self.training and self.extra is features else y
+
+
+def noise(net: Any, h: Tensor) -> Tensor:
+    return h + 0.1 * torch.randn(len(h), net.width, 1, 1)
+
+
+def shuffle(net: Any, h: Tensor) -> Tensor:
+    return h.view(len(h), 2, 8, *h.shape[2:]).transpose(1, 2).reshape(len(h), 16, *h.shape[2:])
+
+
+def firings(net: Any, h: Tensor) -> Tensor:
+    net.fired += (h > 0).sum((0, 2, 3))
+    return h
+
+
+def means(net: Any, h: Tensor) -> Tensor:
+    net.seen = net.seen + h.mean((0, 2, 3)).detach()
+    return h
+
+
+def features(net: Any, h: Tensor) -> Tensor:
+    return h
+
+
+@pytest.mark.parametrize("extra", [noise, shuffle, firings, means, features])
+def test_what_train_mode_alone_does_with_channels_keeps_them(extra: Callable[[Any, Tensor], Any]) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    hyper = hyperize(Trained(extra).eval(), x)
+    assert [group.name for group in hyper.coupling.groups] == ["second"]
+    hyper.bank.keep_(torch.arange(8) < 3)
+    slim = export_pruned(hyper).train()
+    out = slim(x)
+    assert (out[0] if extra is features else out).shape == (2, 4)
+
+
+def test_train_mode_that_asks_nothing_of_channels_costs_none() -> None:
+    """Not even where the shapes of its outputs are drawn by chance, or where it cannot run without a label."""
+
+    def chance(net: Any, h: Tensor) -> Tensor:
+        return h[: 1 + int(torch.randint(2, ()))]
+
+    def labelled(net: Any, h: Tensor) -> Tensor:
+        raise ValueError("no label was given")
+
+    for extra in (chance, labelled):
+        hyper = hyperize(Trained(extra).eval(), torch.randn(6, 3, 8, 8))
+        assert [group.name for group in hyper.coupling.groups] == ["first", "second"]
