@@ -240,16 +240,31 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 @contextmanager
-def random_state_kept(model: nn.Module) -> Iterator[None]:
-    """Give the global random generators their states back afterwards: Python's, numpy's, torch's on every device."""
+def random_state_kept(model: nn.Module, seed: int | None = None) -> Iterator[None]:
+    """Give the global random generators their states back afterwards: Python's, numpy's, torch's on every device.
+
+    Args:
+        seed: what they start from meanwhile, where it must not matter what the user has drawn.
+    """
     tensors = [*model.parameters(), *model.buffers()]
+    devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
     pythons, numpys = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})):
+    with torch.random.fork_rng(devices=devices):
         try:
+            if seed is not None:
+                _seed(seed, devices)
             yield
         finally:
             random.setstate(pythons)
             np.random.set_state(numpys)
+
+
+def _seed(seed: int, devices: list[int]) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        torch.cuda.default_generators[device].manual_seed(seed)
 
 
 @contextmanager

@@ -440,3 +440,17 @@ def test_train_mode_that_asks_nothing_of_channels_costs_none() -> None:
     for extra in (chance, labelled):
         hyper = hyperize(Trained(extra).eval(), torch.randn(6, 3, 8, 8))
         assert [group.name for group in hyper.coupling.groups] == ["first", "second"]
+
+
+def test_what_is_drawn_in_train_mode_does_not_depend_on_what_the_user_has_drawn() -> None:
+    """Or ranks of a distributed run would find other groups."""
+
+    def at_times(net: Any, h: Tensor) -> Tensor:
+        return noise(net, h) if torch.rand(()) < 0.5 else h
+
+    groups = set()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        hyper = hyperize(Trained(at_times).eval(), torch.ones(2, 3, 8, 8) * torch.arange(8.0))
+        groups.add(tuple(group.name for group in hyper.coupling.groups))
+    assert len(groups) == 1
