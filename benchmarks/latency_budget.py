@@ -32,7 +32,7 @@ from hyperprune.stopwatch import Stopwatch
 
 RESULTS = Path(__file__).parent / "results" / "latency_budget.json"
 CLOCKS: dict[str, Callable[[], int]] = {"wall": time.perf_counter_ns, "cpu": time.thread_time_ns}
-# The last share of each is a little above the least that its overhead allows.
+# The last shares of the last two are a little above the least that their overhead allows.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[float, ...]]] = {
     "resnet18": (torchvision.models.resnet18, (4, 3, 64, 64), (0.7, 0.5, 0.35)),
     "mobilenet_v2": (torchvision.models.mobilenet_v2, (1, 3, 96, 96), (0.8, 0.65, 0.55)),

@@ -253,8 +253,6 @@ def _offered(
             tried = undecided(choices, base, coupling, inputs, couple)
             if tried is None:
                 return coupling
-        elif outcome.training:
-            tried = without_guilty(choices, base, coupling, inputs, outcome)
         else:
             tried = (
                 whatever_is_read(choices, base, coupling, inputs, outcome, couple)

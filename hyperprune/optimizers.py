@@ -51,6 +51,12 @@ def options_of(optimizer: torch.optim.Optimizer, latents: Tensor) -> dict[str, A
     )
 
 
+def overflow_told(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """Return what AMP's scaler tells a fused optimiser during its step: not zero where it is to skip it."""
+    told: Tensor | None = getattr(optimizer, "found_inf", None)
+    return told
+
+
 class Watch:
     """What has become of the latents' gradients, as far as a search must know.
 
@@ -75,7 +81,7 @@ class Watch:
         One that is zero all over, or not finite (AMP skips its step), does not count: all of it is NaN then.
         """
         self._looked = True
-        self._overflow = getattr(optimizer, "found_inf", None)  # how AMP's scaler tells a fused optimiser to skip
+        self._overflow = overflow_told(optimizer)
         gradient = self._bank.latents.grad
         if idle or gradient is None:
             return None

@@ -311,8 +311,11 @@ def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault
         model: the network, for the classes of its modules.
 
     Returns:
-        what to try; None if nothing is left, and the groups themselves must be asked (``without_guilty``).
+        what to try; None if nothing is left, or if train mode alone went wrong, and the groups themselves must be
+        asked (``without_guilty``).
     """
+    if fault.training:  # the calls are those of eval mode, where all is well
+        return None
     modules = _modules(model)
     if fault.inexact and (readings := _other_products(coupling, modules, choices)):
         return choices.read(readings)

@@ -18,7 +18,7 @@ from hyperprune.budget import Budget
 from hyperprune.errors import SearchError
 from hyperprune.hyper import HyperModel
 from hyperprune.latents import LatentBank
-from hyperprune.optimizers import Watch, before_each_use, options_of, unwrapped
+from hyperprune.optimizers import Watch, before_each_use, options_of, overflow_told, unwrapped
 from hyperprune.schedule import Schedule
 from hyperprune.sparsifiers import Fisher, Press, Sparsifier
 from hyperprune.sparsifiers.base import AtSchedule, described
@@ -218,7 +218,7 @@ class Search:
         return self
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        overflow = getattr(optimizer, "found_inf", None)  # how AMP's scaler tells a fused optimiser to skip
+        overflow = overflow_told(optimizer)
         if not self._replaced() and (overflow is None or not bool(overflow)):
             self._advance()
 

@@ -38,13 +38,10 @@ class Stopwatch:
     seconds: float = 1.0
     clock: Clock = time.perf_counter_ns
 
-    @torch.no_grad()
     def medians(self, calls: Sequence[Call]) -> list[float]:
         """Return the median nanoseconds of every call. Random state comes back."""
-        with torch.random.fork_rng(devices=[]):
-            return [float(median(times)) for times in self.times(calls)]
+        return [float(median(times)) for times in self._times_aside(calls)]
 
-    @torch.no_grad()
     def ratio(self, of: Call, to: Call) -> float:
         """Return how long a call takes as a share of another: the median over the rounds, so a drift hits both alike.
 
@@ -52,8 +49,7 @@ class Stopwatch:
             >>> Stopwatch(torch.device("cpu")).ratio(lambda: sum(range(9)), to=lambda: sum(range(9999))) < 1
             True
         """
-        with torch.random.fork_rng(devices=[]):
-            pairs = zip(*self.times([of, to]), strict=True)
+        pairs = zip(*self._times_aside([of, to]), strict=True)
         return float(median(one / max(other, 1) for one, other in pairs))
 
     def times(self, calls: Sequence[Call]) -> list[list[int]]:
@@ -77,6 +73,12 @@ class Stopwatch:
             for at in range(len(calls)) if turn % 2 else reversed(range(len(calls))):
                 times[at].append(self._time(calls[at]))
         return times
+
+    @torch.no_grad()
+    def _times_aside(self, calls: Sequence[Call]) -> list[list[int]]:
+        """Time without gradients, and give the random state back."""
+        with torch.random.fork_rng(devices=[]):
+            return self.times(calls)
 
     def _time(self, call: Call) -> int:
         self._wait()

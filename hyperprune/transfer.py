@@ -217,8 +217,11 @@ def _powers(optimizer: torch.optim.Optimizer) -> Mapping[str, int]:
 
 def _unscheduled(group: dict[str, Any]) -> dict[str, Any]:
     """Leave out where a scheduler started: one made anew starts from the learning rate of now."""
-    kept = {key: value for key, value in group.items() if key not in SCHEDULED}
-    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in kept.items()}
+    return {
+        key: value.clone() if isinstance(value, Tensor) else value
+        for key, value in group.items()
+        if key not in SCHEDULED
+    }
 
 
 def _require_nothing_else(optimizer: torch.optim.Optimizer) -> None:

@@ -390,8 +390,8 @@ class Trained(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         h = self.first(x).relu()
-        more = self.extra(self, h) if self.training else None
-        y = self.head(self.second(h if more is None else more).mean((2, 3)))
+        shown = self.extra(self, h) if self.training else h
+        y = self.head(self.second(shown).mean((2, 3)))
         return (y, h) if self.training and self.extra is features else y
 
 
