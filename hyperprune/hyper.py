@@ -32,6 +32,7 @@ from hyperprune.rehearsal import (
     rehearse,
     undecided,
     whatever_is_read,
+    with_firm_numbers,
     with_spared,
     without_guilty,
 )
@@ -222,7 +223,7 @@ def hyperize(
 
     def couple(choices: Choices) -> CouplingMap:
         ledger = flow(traces, choices.readings, attention)
-        return build(ledger, base, unreached, choices.closed, kept, choices.heirs, choices.held, changing)
+        return build(ledger, base, unreached, choices.closed, kept, choices.heirs, choices.held, changing, choices.firm)
 
     norms = norms_in_groups(trace.graph for trace in traces)
     coupling = _offered(base, inputs, couple, *_first_reading(norms, couple))
@@ -257,6 +258,7 @@ def _offered(
             tried = (
                 whatever_is_read(choices, base, coupling, inputs, outcome, couple)
                 or in_one_class(choices, base, coupling, inputs, outcome, couple)
+                or with_firm_numbers(choices, base, coupling, inputs, outcome, couple)
                 or after_fault(choices, coupling, base, outcome)
                 or without_guilty(choices, base, coupling, inputs, outcome)
             )

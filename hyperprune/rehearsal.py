@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hyperprune.copies import copied
-from hyperprune.coupling import STAYS, CouplingMap, Group, Heir, Held, lies_inside
+from hyperprune.coupling import CouplingMap, Group, Heir, Held, lies_inside
 from hyperprune.errors import ModelError
 from hyperprune.generators import Lean, attach, withdraw_
 from hyperprune.labels.flow import LAST_RESORT
@@ -47,12 +47,14 @@ class Choices:
         heirs: modules that take over the sizes on one line of the module around them: that line calls a method of
             theirs which is not ``forward``, and torch.export credits what happens there to the caller.
         held: positions of tensors that stay, because no export without some of them was exact.
+        firm: modules that keep a number which is the size of channels that change and of others that stay.
     """
 
     readings: Mapping[str, int] = field(default_factory=dict)
     closed: frozenset[str] = frozenset()
     heirs: frozenset[Heir] = frozenset()
     held: frozenset[Held] = frozenset()
+    firm: frozenset[str] = frozenset()
 
     def next(self, calls: Iterable[str]) -> Choices:
         """Return the choices with the next reading for some calls.
@@ -383,6 +385,37 @@ def in_one_class(
     return None
 
 
+def with_firm_numbers(
+    choices: Choices, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, fault: Fault, couple: Couple
+) -> Choices | None:
+    """Return the choices by which the modules of a class that failed keep their ambiguous numbers, if that mends it.
+
+    The attention of Hugging Face's GPT-2 ends in a layer whose two widths are one number. It holds this once: for the
+    width that stays.
+    """
+    modules = _modules(model)
+    half = _about_half(coupling, 0).numpy()
+    for path in fault.modules:
+        alike = {other for other, module in modules.items() if type(module) is type(modules[path])}
+        told = _lines_of_sizes(couple(replace(choices, firm=choices.firm | alike)))
+        tried = replace(choices, firm=choices.firm | {other for other in alike if told[other] == told[path]})
+        rest = couple(tried)
+        if rest.plan(half) == coupling.plan(half):
+            continue
+        outcome = rehearse(model, rest, inputs)
+        if isinstance(outcome, Proof) or path not in outcome.modules:
+            return tried
+    return None
+
+
+def _lines_of_sizes(coupling: CouplingMap) -> defaultdict[str, list[tuple[str, bool]]]:
+    """Return by module the lines that hold its sizes, in their order, and whether these stay."""
+    found: defaultdict[str, list[tuple[str, bool]]] = defaultdict(list)
+    for size in coupling.sizes:
+        found[size.module].append((size.source, size.stays))
+    return found
+
+
 def without_guilty(
     choices: Choices, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, fault: Fault
 ) -> Choices:
@@ -487,7 +520,7 @@ def _suspects(coupling: CouplingMap, modules: Mapping[str, nn.Module]) -> dict[s
     """Return the calls that hold sizes, each with its module; layers that keep their own sizes are innocent."""
     found: dict[str, str] = {}
     for size in coupling.sizes:
-        if set(size.slots) != {(STAYS,)} and not is_standard(modules[size.module]):
+        if not size.stays and not is_standard(modules[size.module]):
             found.setdefault(size.node, size.module)
     return found
 

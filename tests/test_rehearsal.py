@@ -267,6 +267,42 @@ def test_attributes_that_equal_a_width_by_chance_keep_their_numbers(tmp_path: Pa
     assert torch.equal(loaded.eval()(long), slim(long))
 
 
+class Folded(nn.Module):
+    """A linear layer in the manner of GPT-2's: it notes the width that it makes."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.nf = outputs
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], self.nf)
+
+
+class Stream(nn.Module):
+    """A stream that stays, beside branches of several widths, one of them the stream's own."""
+
+    def __init__(self, *inner: int) -> None:
+        super().__init__()
+        self.stem = Folded(8, 8)
+        self.up = nn.ModuleList(Folded(8, width) for width in inner)
+        self.down = nn.ModuleList(Folded(width, 8) for width in inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(torch.tanh(up(x)))
+        return x
+
+
+def test_a_number_that_is_a_width_that_stays_and_one_that_changes_follows_the_one_it_stands_for() -> None:
+    hyper = hyperize(Stream(8, 12, 8), torch.randn(2, 5, 8))
+    assert [(group.name, group.size) for group in hyper.coupling.groups] == [("up.0", 8), ("up.1", 12), ("up.2", 8)]
+    hyper.bank.keep_(torch.arange(hyper.coupling.units) % 3 == 0)
+    slim = export_pruned(hyper)
+    assert [layer.nf for layer in (*slim.up, *slim.down)] == [3, 4, 3, 8, 8, 8]
+
+
 def test_a_number_worked_out_from_a_width_costs_the_channels_that_it_counts_and_no_others() -> None:
     coupling = exact(Scaled(), torch.randn(IMAGE))
     found = layout(coupling, ("a", "c"))
