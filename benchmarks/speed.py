@@ -159,7 +159,7 @@ def cases() -> dict[str, Callable[[], dict[str, object]]]:
             steps, key.split()[-1], HYPERNETS, NETWORKS[key], 3 if key != "resnet20" else ROUNDS
         )
     found |= {f"depth/{key}": partial(grown, key, 128, 4) for key in DEPTHS}
-    found |= {f"width/x{w}": partial(grown, "wide_resnet50_2", 128, 2, width_per_group=64 * w) for w in WIDTHS}
+    found |= {f"width/x{w}": partial(grown, "resnet50", 128, 2, width_per_group=64 * w) for w in WIDTHS}
     found |= {f"image/{px}": partial(grown, "resnet18", px, 2) for px in PIXELS}
     return found
 

@@ -9,7 +9,6 @@ from types import CellType, FunctionType, MethodType
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils import parametrize
 
 from hyperprune.copies import copied
 from hyperprune.errors import InputsError, ModelError, NothingPrunableError, listed
@@ -52,8 +51,8 @@ def require_hyperizable(model: object) -> None:
     """Make sure that a network can be copied and given generated weights.
 
     Raises:
-        ModelError: it is no module, wrapped or hyperized already, has layers whose weights are parametrized or have no
-            shape yet, or hooks that hold a part of it.
+        ModelError: it is no module, wrapped or hyperized already, has layers with weight norm of torch's old kind or
+            without a shape yet, or hooks that hold a part of it.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"hyperize takes a torch.nn.Module, not {type(model).__name__}.")
@@ -76,11 +75,11 @@ def require_hyperizable(model: object) -> None:
 
 def _check_plain(path: str, module: nn.Module) -> None:
     hooks = [type(hook).__name__ for hook in module._forward_pre_hooks.values()]
-    if parametrize.is_parametrized(module) or {"WeightNorm", "SpectralNorm"} & set(hooks):
+    if {"WeightNorm", "SpectralNorm"} & set(hooks):
         raise ModelError(
-            f"layer {path!r} ({type(module).__name__}) already has a parametrized weight (weight norm, spectral "
-            "norm, ...). Remove it first, and put it on the slim network again if need be: "
-            "torch.nn.utils.parametrize.remove_parametrizations; of old ones remove_weight_norm, remove_spectral_norm."
+            f"layer {path!r} ({type(module).__name__}) has a weight norm or spectral norm of torch's old kind. Remove "
+            "it first (torch.nn.utils.remove_weight_norm, remove_spectral_norm), and put it on the slim network again "
+            "if need be; or use those of torch.nn.utils.parametrizations, whose layers keep their channels."
         )
     if hasattr(module, "_orig_mod"):
         raise ModelError(f"layer {path!r} is compiled. Put its _orig_mod back in its place, and compile the result.")

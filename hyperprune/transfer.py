@@ -7,7 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -172,7 +172,7 @@ def _moves(model: nn.Module, slim: nn.Module, plan: WidthPlan) -> dict[int, list
 
 def _sources(model: nn.Module, plan: WidthPlan) -> Iterator[_Source]:
     for path, module in model.named_modules():
-        if isinstance(module, parametrize.ParametrizationList):
+        if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], Generated):
             owner, _, name = path.replace(".parametrizations.", ".").removeprefix("parametrizations.").rpartition(".")
             full = f"{owner}.{name}" if owner else name
             for trained in module.parameters(recurse=False):
@@ -185,8 +185,8 @@ def _sources(model: nn.Module, plan: WidthPlan) -> Iterator[_Source]:
 @torch.no_grad()
 def _factor(made: parametrize.ParametrizationList) -> Tensor | None:
     """Return what the trained tensor is multiplied by at export; None unless it is just that."""
-    originals, generated = list(made.parameters(recurse=False)), made[0]
-    if len(originals) != 1 or not isinstance(generated, Generated):
+    originals, generated = list(made.parameters(recurse=False)), cast(Generated, made[0])
+    if len(originals) != 1:
         return None
     factor = generated.plain(torch.ones_like(originals[0]))
     plain = generated.plain(originals[0])

@@ -19,6 +19,7 @@ CLAIMS = (("ResNet-56", 0.5, 0.2), ("ResNet-56", 0.3, 1.0))  # network, target, 
 NOTES = {
     "cpu": "The reduced form, for a machine without a GPU: every training stops far from convergence, so a gap to the "
     "dense network is partly one of speed of learning, and differences of a point or less say little.",
+    "cpu-bf16": "Longer, for a processor with instructions for bfloat16. It stops far from convergence all the same.",
     "gpu": "The full form.",
     "tiny": "For tests: nothing is learnt.",
 }

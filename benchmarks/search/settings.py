@@ -58,6 +58,12 @@ PRESETS: dict[str, dict[str, Course]] = {
         "VGG-16-BN": Course(200, 80, 40),
         "MobileNetV2": Course(200, 80, 40, batch_size=64),
     },
+    "cpu-bf16": {
+        "ResNet-20": Course(1800, 600, 300),
+        "ResNet-56": Course(900, 300, 150),
+        "VGG-16-BN": Course(400, 160, 80),
+        "MobileNetV2": Course(400, 160, 80, batch_size=64),
+    },
     "gpu": {
         name: Course(16_000, 5_000, 3_000, batch_size=256, dense_lr=0.2)
         for name in ("ResNet-20", "ResNet-56", "VGG-16-BN", "MobileNetV2")

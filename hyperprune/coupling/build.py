@@ -11,6 +11,7 @@ from math import prod
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from hyperprune.coupling.components import components
 from hyperprune.coupling.map import STAYS, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor, Use
@@ -18,9 +19,11 @@ from hyperprune.labels import Ledger
 from hyperprune.labels.ledger import ELASTIC, Freeze, Tie
 from hyperprune.labels.reasons import (
     ALONE,
+    COMPUTED,
     EDITED,
     INEXACT,
     KEPT,
+    PARAMETRIZED,
     SEVERAL_AXES,
     SIZE_IN_FORWARD,
     TIED,
@@ -72,6 +75,7 @@ def build(
         firm: modules whose sizes that stay count beside those that change: a number that both have stays.
     """
     _freeze_shared(ledger, model)
+    _freeze_parametrized(ledger, model)
     _freeze_closed(ledger, closed)
     _freeze_held(ledger, held)
     _freeze_edited(ledger, edited or {})
@@ -171,6 +175,20 @@ def _freeze_closed(ledger: Ledger, closed: Iterable[str]) -> None:
         for tensor in ledger.tensors:
             if tensor.startswith(f"{path}."):
                 _hold(ledger, tensor, SIZE_IN_FORWARD, Origin("", path, ""))
+
+
+def _freeze_parametrized(ledger: Ledger, model: nn.Module) -> None:
+    """A weight that the user's own parametrization makes (weight norm) has no rows or columns that could be removed."""
+    paths = {path for path, module in model.named_modules(remove_duplicate=False) if is_parametrized(module)}
+    if not paths:
+        return
+    for at, freeze in enumerate(ledger.freezes):
+        if freeze.reason == COMPUTED and freeze.origin.module in paths:
+            ledger.freezes[at] = replace(freeze, reason=PARAMETRIZED)
+    for path in paths:
+        for tensor in ledger.tensors:
+            if tensor.startswith(f"{path}." if path else ""):
+                _hold(ledger, tensor, PARAMETRIZED, Origin("", path, ""))
 
 
 def _freeze_held(ledger: Ledger, held: Iterable[Held]) -> None:

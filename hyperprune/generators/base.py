@@ -121,10 +121,16 @@ def attach(model: nn.Module, bank: LatentBank, coupling: CouplingMap, generator:
             make_again_(module, weight)
 
 
+def is_generated(module: nn.Module) -> bool:
+    """Say whether a layer's parametrizations are of ours: weight norm and the like are the user's."""
+    lists = getattr(module, "parametrizations", {}) if parametrize.is_parametrized(module) else {}
+    return any(isinstance(made[0], Generated) for made in lists.values())
+
+
 def generated(model: nn.Module) -> Iterator[str]:
     """Yield the names of the parameters of a model that are generated."""
     for path, module in model.named_modules(remove_duplicate=False):
-        if parametrize.is_parametrized(module):
+        if is_generated(module):
             yield from (f"{path}.{name}" if path else name for name in module.parametrizations)
 
 
@@ -135,14 +141,14 @@ def detach(model: nn.Module) -> None:
     which a deep copy shares with its original, so cleaning a copy would break the original.
     """
     for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
+        if is_generated(module):
             _detach(module, _plain)
 
 
 def withdraw_(model: nn.Module) -> None:
     """Put back the weights from which a lean generator generates, in place, as if nothing had been attached."""
     for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
+        if is_generated(module):
             _detach(module, _original)
 
 

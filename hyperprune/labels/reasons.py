@@ -14,6 +14,7 @@ INEXACT = "no export without some of them was exact: forward() depends on their 
 RANDOM = "random numbers are drawn in its shape"
 FIXED = "its weight is a buffer, which nothing gates"
 EDITED = "its weight is changed by forward() in train mode, which a generated weight would not take"
+PARAMETRIZED = "has a parametrization of the user's, such as weight norm; remove_parametrizations() makes it plain"
 TIED = "is shared between modules"
 UNREAD = "no gated layer reads it"
 ALONE = "is the only unit of its group"
