@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-WORTH = 2**16  # elements of a weight from which memory saved is worth a window
-
 
 class Kept(NamedTuple):
     """A tensor that autograd keeps, and its version when it was kept."""
@@ -83,16 +81,9 @@ def note(weight: Tensor, make: Callable[..., Tensor], *sources: Tensor) -> Tenso
     return weight
 
 
-def make_again_(module: nn.Module, weight: Tensor) -> None:
-    """Let a parametrized layer with a large weight run in a window, in place; it goes with the parametrization."""
-    if weight.numel() < WORTH:
-        return
-    kind = type(module)  # torch gives each parametrized layer a class of its own
-    if "forward" not in vars(kind):
-        setattr(kind, "forward", _in_window(kind.forward))  # noqa: B010
+def in_window(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a layer's ``forward`` that keeps no generated weight for the backward pass."""
 
-
-def _in_window(forward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(forward)
     def windowed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not _may_open():

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hyperprune.coupling import CouplingMap, Site
-from hyperprune.generators.again import make_again_
 from hyperprune.generators.gate import gated
+from hyperprune.generators.inputs import lighten_
 from hyperprune.latents import LatentBank, select
 
 
@@ -44,6 +44,10 @@ class Generated(nn.Module):
         """Return the weight that a plain layer gets at export; the generated one unless said otherwise."""
         value: Tensor = self(*originals)
         return value
+
+    def columns(self) -> Tensor | None:
+        """Return the gates of the channels that the weight reads if it is made by these alone, shape ``[channels]``."""
+        return None
 
 
 class GatedRows(Generated):
@@ -118,7 +122,7 @@ def attach(model: nn.Module, bank: LatentBank, coupling: CouplingMap, generator:
             parametrize.register_parametrization(module, name, made, unsafe=True)
             for original in module.parametrizations[name].parameters(recurse=False):  # type: ignore[index,union-attr]
                 vars(original).update(vars(weight))  # attributes such as no_decay
-            make_again_(module, weight)
+            lighten_(module, weight)
 
 
 def is_generated(module: nn.Module) -> bool:

@@ -24,12 +24,17 @@ class LeanWeight(Generated):
     def __init__(self, bank: LatentBank, site: Site, ndim: int) -> None:
         super().__init__()
         self.selection = select(bank, site.units)
+        self.reads = site.axis
         self.view = tuple(-1 if axis == site.axis else 1 for axis in range(ndim))
 
     def generate(self, *originals: Tensor) -> Tensor:
         (weight,) = originals
         gates = self.selection().to(weight.dtype).view(self.view)
         return note(gated(weight, gates), torch.mul, weight, gates)
+
+    def columns(self) -> Tensor | None:
+        """Return the gates, unless the weight lies the other way round."""
+        return self.selection() if self.reads == 1 else None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from hyperprune import HyperModel, hyperize
-from hyperprune.generators import again
+from hyperprune.generators import again, inputs
 from hyperprune.generators.gate import gated
 from tests.models import SMALL, residual, small
 
@@ -20,7 +20,7 @@ X = (2, 3, 8, 8)
 
 @pytest.fixture(autouse=True)
 def every_weight_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(again, "WORTH", 0)
+    monkeypatch.setattr(inputs, "WORTH", 0)
 
 
 def hyperized(model: nn.Module | None = None) -> HyperModel:
@@ -63,7 +63,7 @@ def bytes_kept(hyper: HyperModel, x: Tensor) -> int:
 
 def test_nothing_as_large_as_the_weights_is_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 256, 3), nn.ReLU(), nn.Conv2d(256, 4, 3))
-    hyper, x = hyperized(model), torch.randn(X)
+    hyper, x = hyperized(model), torch.randn(64, 3, 16, 16)
     weights = sum(4 * hyper.model[at].weight.numel() for at in (2, 4))
     frugal = bytes_kept(hyper, x)
     monkeypatch.setattr(again, "_may_open", never)
