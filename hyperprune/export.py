@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from hyperprune.budget import Budget, Solver
+from hyperprune.checks import is_positive
 from hyperprune.criteria import criterion as find_criterion
 from hyperprune.errors import BudgetError, ModelError, ProofError
 from hyperprune.hyper import HyperModel, allowed_widths, hyperize, prove, slim_copy
@@ -52,6 +54,8 @@ def export_with_proof(hyper: HyperModel, *, tolerance: float | None = None) -> t
             "or a compiled network, give what lies within (.module, ._orig_mod). For one call without training use "
             "prune(model, x, Budget(macs=0.5))."
         )
+    if tolerance is not None and not is_positive(tolerance):
+        raise ProofError(f"tolerance must be a number above 0, such as 1e-4, not {tolerance!r}.")
     hyper.require_intact()
     _require_known_mask(hyper)
     _warn_of_an_unmet_budget(hyper)
@@ -126,7 +130,7 @@ def prune(model: nn.Module, example_inputs: Any, budget: Budget, *, criterion: s
         4
     """
     if not isinstance(budget, Budget):
-        raise BudgetError(f"prune takes a Budget, such as Budget(macs=0.5), not {budget!r}.")
+        raise BudgetError(f"prune takes a Budget, such as Budget(macs=0.5), not {reprlib.repr(budget)}.")
     score = find_criterion(criterion)
     hyper = hyperize(model, example_inputs)
     ladder, cost = allowed_widths(hyper, budget), priced(hyper, budget)

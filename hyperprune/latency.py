@@ -333,6 +333,8 @@ def _threads(count: int | None) -> Iterator[int]:
 
 
 def _check_numbers(batches: Sequence[int], backends: Sequence[str], runs: int, threads: int | None) -> None:
+    if isinstance(backends, str) or not isinstance(batches, Sequence):
+        raise InputsError('batches and backends are lists: batches=[1, 8], backends=["eager"].')
     if unknown := [backend for backend in backends if backend not in BACKENDS]:
         raise InputsError(f"no backend {unknown[0]!r}; there are: {', '.join(BACKENDS)}.")
     if not batches or not backends:

@@ -62,7 +62,8 @@ class Watch:
 
     Attributes:
         observed: optimiser steps that used a gradient, a tensor of shape ``[]``.
-        lived: which units lived before the optimiser's last step, which moves latents off zero; None before the first.
+        lived: which units lived before the optimiser's step, which moves latents off zero; None if there was none.
+        closed: which latents were zero before it; None likewise.
     """
 
     def __init__(self, bank: LatentBank) -> None:
@@ -74,6 +75,7 @@ class Watch:
         self._warned = False
         self.observed = torch.zeros((), dtype=torch.int64, device=bank.alive.device)
         self.lived: Tensor | None = None
+        self.closed: Tensor | None = None
 
     def look(self, optimizer: torch.optim.Optimizer, *, idle: bool) -> Tensor | None:
         """Return the gradient that the optimiser is about to use; None if there is none, or nobody wants it.
@@ -85,7 +87,7 @@ class Watch:
         gradient = self._bank.latents.grad
         if idle or gradient is None:
             return None
-        self.lived = self._bank.living()
+        self.lived, self.closed = self._bank.living(), self._bank.latents.detach() == 0
         scale = getattr(optimizer, "grad_scale", None)  # a fused optimiser undoes AMP's scaling itself
         gradient = gradient if scale is None else gradient / scale
         size = gradient.abs().sum()
@@ -95,7 +97,9 @@ class Watch:
 
     def count_step(self) -> None:
         """Count a step of the search, and whether one of the optimiser came before it."""
-        self._unmatched += not self._looked
+        if not self._looked:
+            self._unmatched += 1
+            self.lived = self.closed = None
         self._looked = False
         if self._overflow is not None:
             self._skipped = self._skipped.to(self._overflow.device) + self._overflow.bool().any()

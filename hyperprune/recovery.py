@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hyperprune.checks import is_positive
 from hyperprune.errors import RecoveryError, listed
 from hyperprune.hyper import HyperModel
 from hyperprune.trace import ExampleInputs, modes_kept
@@ -51,10 +52,10 @@ class Distillation:
     def __init__(self, teacher: nn.Module, temperature: float = 4.0, weight: float = 0.4) -> None:
         if not isinstance(teacher, nn.Module):
             raise RecoveryError(f"the teacher must be a torch.nn.Module, not {type(teacher).__name__}.")
-        if not temperature > 0:
-            raise RecoveryError(f"the temperature must be above 0, not {temperature}.")
-        if not 0 <= weight <= 1:
-            raise RecoveryError(f"the teacher's weight must lie between 0 and 1, not {weight}.")
+        if not is_positive(temperature):
+            raise RecoveryError(f"the temperature must be a number above 0, not {temperature!r}.")
+        if weight != 0 and not (is_positive(weight) and weight <= 1):
+            raise RecoveryError(f"the teacher's weight must be a number between 0 and 1, not {weight!r}.")
         self.teacher = teacher
         self.temperature = temperature
         self.weight = weight
@@ -138,6 +139,8 @@ def recalibrate_(model: Model, batches: Iterable[Any]) -> Model:
     """
     if not isinstance(model, nn.Module):
         raise RecoveryError(f"recalibrate_ takes a model, then batches; the first is {type(model).__name__}.")
+    if not isinstance(batches, Iterable):
+        raise RecoveryError(f"recalibrate_ takes batches, as a data loader yields them, not {type(batches).__name__}.")
     if isinstance(batches, torch.Tensor):
         raise RecoveryError("recalibrate_ takes batches, as a data loader yields them; for a single one write [batch].")
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]

@@ -15,11 +15,13 @@ from hyperprune.metering import priced, settled
 
 
 class Schedule:
-    """What units cost, and which of them fit into a limit that falls linearly from the dense cost to the budget.
+    """What units cost, and which of them fit into a limit that falls linearly from the present cost to the budget.
 
     Attributes:
         dense: cost of the network with every unit.
         limits: bound on each budgeted resource at the end.
+        present: what the network took of each when the schedule was made.
+        starts: from where each limit falls: the present cost, or the budget where that is more.
 
     Raises:
         BudgetError: the budget is above the dense cost or below what the floors allow.
@@ -46,6 +48,9 @@ class Schedule:
         self.limits = budget.limits(self.dense)
         self._solver = Solver(self._cost, self._ladder)
         self._solver.check(self.limits)
+        cost = self.cost(hyper.living())
+        self.present = {resource: of(cost, resource) for resource in self.limits}
+        self.starts = {resource: max(limit, self.present[resource]) for resource, limit in self.limits.items()}
 
     def cost(self, living: Tensor) -> Cost:
         """Return what the network of some units costs; bool, shape ``[units]``."""
@@ -53,8 +58,7 @@ class Schedule:
 
     def limits_at(self, share: float) -> dict[str, int]:
         """Return the limits when so much of the search is over, in [0, 1]."""
-        dense = {resource: of(self.dense, resource) for resource in self.limits}
-        return {r: round(dense[r] * (1 - share) + limit * share) for r, limit in self.limits.items()}
+        return {r: round(self.starts[r] * (1 - share) + limit * share) for r, limit in self.limits.items()}
 
     def kept(self, scores: np.ndarray, alive: Tensor, share: float) -> np.ndarray:
         """Return which units stay at a point of the search, bool, shape ``[units]``; of equals, those alive."""

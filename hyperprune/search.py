@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from hyperprune.latents import LatentBank
 from hyperprune.optimizers import Watch, before_each_use, options_of, overflow_told, unwrapped
 from hyperprune.schedule import Schedule
 from hyperprune.sparsifiers import Fisher, Press, Sparsifier
+from hyperprune.sparsifiers.actions import Fading, Shrink
 from hyperprune.sparsifiers.base import AtSchedule, described
 
 DECISIONS = 40
@@ -121,9 +123,12 @@ class Search:
         _check_numbers(steps, 1 if every is None else every)
         self._bank = hyper.bank
         self._schedule = Schedule(hyper, budget)
+        _warn_of_growth(self._schedule)
         self._optimizer = unwrapped(optimizer)
-        _warn_of_decay(options_of(self._optimizer, self._bank.latents))
         self._sparsifier = Fisher() if sparsifier is None else sparsifier
+        options = options_of(self._optimizer, self._bank.latents)
+        _warn_of_decay(options)
+        _require_rate(self._sparsifier, options, type(self._optimizer).__name__)
         self._sparsifier.meet(hyper, self._schedule.relative_prices)
         self._doomed = torch.zeros_like(self._bank.alive, dtype=torch.bool)
         self._prices = torch.ones_like(self._bank.alive)
@@ -278,6 +283,7 @@ class Search:
             "observed": int(self._watch.observed),
             "doomed": self._doomed.clone(),
             "prices": self._prices.clone(),
+            "starts": dict(self._schedule.starts),
             "sparsifier": self._sparsifier.state_dict(),
         }
 
@@ -288,12 +294,24 @@ class Search:
             SearchError: the state is of another network, budget or rule, or is none; nothing has been changed.
         """
         _check_state(state, self.state_dict())
-        self._sparsifier.load_state_dict(tree_map_only(Tensor, self._placed, state["sparsifier"]))
+        self._load_rule(state["sparsifier"])
         self.step_count, self.steps, self.every = state["step"], state["steps"], state["every"]
         self.done = state["done"]
+        self._schedule.starts = dict(state["starts"])
         self._watch.observed.fill_(state["observed"])
         self._doomed.copy_(state["doomed"])
         self._prices.copy_(state["prices"])
+
+    def _load_rule(self, state: Any) -> None:
+        before = self._sparsifier.state_dict()
+        try:
+            self._sparsifier.load_state_dict(tree_map_only(Tensor, self._placed, state))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            self._sparsifier.load_state_dict(before)
+            raise SearchError(
+                f"the state's sparsifier is damaged ({type(error).__name__}: {error}): it is not what "
+                "Search.state_dict() returned."
+            ) from error
 
     def _placed(self, tensor: Tensor) -> Tensor:
         """Move a tensor of a state to the latents' device, if that has its dtype: MPS has no float64."""
@@ -323,6 +341,9 @@ class Search:
         self._require_sound()
         kept = torch.from_numpy(self._schedule.kept_at_last(self._scores(), self._bank.alive > 0))
         self._warn_of_a_jump(kept)
+        with torch.no_grad():
+            if self._watch.closed is not None:  # what momentum has made of a closed latent since is no size
+                self._bank.latents.masked_fill_(self._watch.closed, 0.0)
         self._bank.keep_(kept)
         self.done = True
 
@@ -390,8 +411,13 @@ def _check_arguments(hyper: object, budget: object, sparsifier: object) -> None:
     if not isinstance(hyper, HyperModel):
         raise SearchError(f"Search takes what hyperize returned, not {type(hyper).__name__}.")
     hyper.require_intact()
+    if not hyper.bank.latents.requires_grad:
+        raise SearchError(
+            "the latents are frozen (requires_grad is False), so no gradient can reach them. Freeze weights by name, "
+            "or say hyper.bank.latents.requires_grad_() afterwards."
+        )
     if not isinstance(budget, Budget):
-        raise SearchError(f"Search takes a Budget, such as Budget(macs=0.5), not {budget!r}.")
+        raise SearchError(f"Search takes a Budget, such as Budget(macs=0.5), not {reprlib.repr(budget)}.")
     if not isinstance(sparsifier, Sparsifier | None):
         raise SearchError(f"sparsifier must be a Sparsifier, such as L1Proximal(), not {sparsifier!r}.")
     if sparsifier is not None and sparsifier in _SERVED:
@@ -418,6 +444,9 @@ def _check_state(state: object, present: dict[str, Any]) -> None:
         raise SearchError(f"load_state_dict takes what Search.state_dict() returned, not {type(state).__name__}.")
     if missing := sorted(present.keys() - state.keys()):
         raise SearchError(f"the state lacks {missing[0]!r}: it is not what Search.state_dict() returned.")
+    _check_numbers(state["steps"], state["every"])
+    if type(state["step"]) is not int or not 0 <= state["step"] <= state["steps"]:
+        raise SearchError(f"the state is at step {state['step']!r} of {state['steps']}: it is damaged.")
     if len(state["doomed"]) != len(present["doomed"]):
         raise SearchError(
             f"the state is of a search over {len(state['doomed'])} units, this network has {len(present['doomed'])}."
@@ -429,6 +458,25 @@ def _check_state(state: object, present: dict[str, Any]) -> None:
                 f"the state is of a search with another {what}: {str(there)[:200]}; here it is {str(here)[:200]}. Make "
                 "network, Budget and sparsifier as they were when the state was saved, or start a new search."
             )
+
+
+def _warn_of_growth(schedule: Schedule) -> None:
+    for resource, start in schedule.starts.items():
+        room = schedule.limits[resource] - schedule.present[resource]
+        if room > LARGEST_JUMP * start:
+            warnings.warn(
+                f"the network takes {schedule.present[resource]:,} {resource}, less than the {start:,} of the budget: "
+                "units that were removed come back at the last step, and must be trained then.",
+                stacklevel=4,
+            )
+
+
+def _require_rate(sparsifier: Sparsifier, options: dict[str, Any], optimizer: str) -> None:
+    if isinstance(sparsifier.action, (Fading, Shrink)) and options.get("lr", 0.0) is None:
+        raise SearchError(
+            f"{optimizer} has lr=None, but {type(sparsifier.action).__name__} takes proximal steps of the learning "
+            "rate's size. Give the optimiser a rate, or use a rule that needs none, such as Fisher()."
+        )
 
 
 def _warn_of_decay(options: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Which layers a user means: by name, glob, type or predicate."""
+"""Which layers a user means: by name, glob, type, predicate, or the layer itself."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch import nn
 
 from hyperprune.errors import ModelError
 
-Pattern = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+Pattern = str | nn.Module | type[nn.Module] | Callable[[str, nn.Module], bool]
 
 
 def select_layers(model: nn.Module, patterns: Iterable[Pattern], what: str) -> frozenset[str]:
     """Return the paths of all modules that match a pattern, or lie inside one that does.
 
     Args:
-        patterns: a module's name or a glob (``"layer4.*.conv2"``), a module class, or a function of name and module.
+        patterns: a module's name or a glob (``"layer4.*.conv2"``), a module of the model, a module class, or a
+            function of name and module; one of them or several.
         what: the argument's name, for the error.
 
     Raises:
@@ -36,7 +37,7 @@ def select_layers(model: nn.Module, patterns: Iterable[Pattern], what: str) -> f
     for pattern in [patterns] if lone else patterns:
         hits = [path for path, module in modules.items() if path and _matches(pattern, path, module, what)]
         if not hits:
-            raise ModelError(f"{what}: nothing matches {pattern!r}.{_nearest(pattern, modules)}")
+            raise ModelError(f"{what}: nothing matches {_shown(pattern)}.{_nearest(pattern, modules)}")
         _require_weights(pattern, [modules[hit] for hit in hits], hits[0], what)
         chosen.update(path for path in modules if any(path == hit or path.startswith(f"{hit}.") for hit in hits))
     return frozenset(chosen)
@@ -45,6 +46,8 @@ def select_layers(model: nn.Module, patterns: Iterable[Pattern], what: str) -> f
 def _matches(pattern: Any, path: str, module: nn.Module, what: str) -> bool:
     if isinstance(pattern, str):
         return fnmatchcase(path, pattern)
+    if isinstance(pattern, nn.Module):
+        return module is pattern
     if isinstance(pattern, type):
         return isinstance(module, pattern)
     if callable(pattern):
@@ -56,9 +59,13 @@ def _require_weights(pattern: object, hits: list[nn.Module], first: str, what: s
     tensors = (tensor for module in hits for tensor in (*module.parameters(), *module.buffers()))
     if all(tensor.ndim < 2 for tensor in tensors):
         raise ModelError(
-            f"{what}: {pattern!r} matches only layers that make no channels, such as {first!r} "
+            f"{what}: {_shown(pattern)} matches only layers that make no channels, such as {first!r} "
             f"({type(hits[0]).__name__}). Name the convolution or linear layer before them: the channels are its own."
         )
+
+
+def _shown(pattern: object) -> str:
+    return f"this {type(pattern).__name__}" if isinstance(pattern, nn.Module) else repr(pattern)
 
 
 def _nearest(pattern: object, modules: Iterable[str]) -> str:

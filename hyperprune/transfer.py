@@ -23,6 +23,7 @@ SCHEDULED = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum") 
 MOMENTUM = {"momentum_buffer": 1}
 MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "exp_inf": 1}
 ROOT_MEAN_SQUARE = {"square_avg": 2, "grad_avg": 1, "momentum_buffer": 0}  # momentum of what is divided by the root
+NEARLY_CLOSED = 0.1  # |z| below which state is scaled no further: it may be from when the gate was open
 POWERS = {  # of the gradient, in what optimisers keep per element; the same name means other things elsewhere
     **dict.fromkeys(("SGD", "SGDW", "Muon"), MOMENTUM),
     **dict.fromkeys(("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "FusedAdam", "AdamWLegacy", "NAdamW"), MOMENTS),
@@ -40,7 +41,8 @@ def transfer_optimizer(hyper: HyperModel, slim: nn.Module, optimizer: Any) -> to
     dL/dW = dL/dA / z: what is linear in the gradient (momentum, Adam's first moment) is divided by z, what is
     quadratic (its second moment) by z squared. That is the state the optimiser would hold had it seen the slim
     weight's gradients, and gradients are what it will be shown from now on. (With weight decay, SGD's momentum
-    contains a share of the weight itself, which scales otherwise; at z = 1 nothing scales.)
+    contains a share of the weight itself, which scales otherwise; at z = 1 nothing scales.) It is scaled at most as for
+    |z| = 0.1: the gradient of a gate that has closed since would be scaled out of all proportion.
 
     The latents are folded in, so their state goes. ``DHP``'s hypernetwork is dropped at export, and its state cannot be
     told of the weights it made: those, and whatever else cannot be carried over (the state of a class that is not known
@@ -144,11 +146,16 @@ class _Move:
             elif isinstance(value, Tensor) and value.ndim == 0:  # the count of steps
                 carried[key] = value.clone()
             elif key in powers and value.shape == self.source.trained.shape:
-                scale = factor.abs() if key == "exp_inf" else factor
-                carried[key] = self.source.sliced(value) / scale.to(value.dtype) ** powers[key]
+                carried[key] = self.source.sliced(value) / _scale(factor, key, powers[key]).to(value.dtype)
             else:
                 return None
         return carried
+
+
+def _scale(factor: Tensor, key: str, power: int) -> Tensor:
+    """Return what a state of this power of the gradient is divided by; of odd quantities it has the gate's sign."""
+    size = factor.abs().clamp_min(NEARLY_CLOSED) ** power
+    return size if power == 2 or key == "exp_inf" else torch.where(factor < 0, -size, size)
 
 
 def _moves(model: nn.Module, slim: nn.Module, plan: WidthPlan) -> dict[int, list[_Move]]:

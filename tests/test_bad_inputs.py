@@ -14,27 +14,34 @@ from torch import Tensor, nn
 from hyperprune import (
     DHP,
     Budget,
+    Distillation,
     HyperpruneError,
     Lean,
     Search,
     export_pruned,
+    fit_latency,
     hyperize,
     load_pruned,
     prune,
     recalibrate_,
+    save_pruned,
     transfer_optimizer,
 )
 from hyperprune.cost import Cost
 from hyperprune.errors import (
     BudgetError,
+    CheckpointError,
     InputsError,
     ModelError,
     NothingPrunableError,
+    ProofError,
+    RecoveryError,
     SearchError,
     TraceError,
     UnknownNameError,
 )
 from hyperprune.generators import Generator
+from hyperprune.latency import compare_latency
 from tests.models import Net, assert_same, residual, sequential, snapshot, train
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -408,3 +415,29 @@ def test_latents_gone_bad_are_an_error_at_their_step(bad: float) -> None:
 @pytest.mark.parametrize("kind", [BudgetError, InputsError, ModelError, NothingPrunableError, SearchError, TraceError])
 def test_every_error_can_be_caught_as_one(kind: type[Exception]) -> None:
     assert issubclass(kind, HyperpruneError)
+
+
+MISTAKES: list[tuple[Callable[[nn.Module, Any], object], type[HyperpruneError], str]] = [
+    (lambda m, x: fit_latency(m), ModelError, "fit_latency takes what hyperize returned, not Sequential"),
+    (lambda m, x: export_pruned(hyperize(m, x), tolerance="1e-4"), ProofError, "tolerance must be a number above 0"),
+    (lambda m, x: export_pruned(hyperize(m, x), tolerance=-1.0), ProofError, "tolerance must be a number above 0"),
+    (lambda m, x: prune(m, Budget(macs=0.5), x), BudgetError, "prune takes a Budget, .* not tensor"),
+    (lambda m, x: save_pruned(m, "slim.safetensors", metadata="note"), CheckpointError, "metadata must be"),
+    (lambda m, x: recalibrate_(m, None), RecoveryError, "takes batches, as a data loader yields them, not NoneType"),
+    (lambda m, x: Distillation(m, temperature="4"), RecoveryError, "temperature must be a number above 0, not '4'"),
+    (lambda m, x: Distillation(m, weight="1"), RecoveryError, "weight must be a number between 0 and 1"),
+    (lambda m, x: compare_latency(m, m, x, batches=4), InputsError, "batches and backends are lists"),
+    (lambda m, x: compare_latency(m, m, x, backends="eager"), InputsError, "batches and backends are lists"),
+    (lambda m, x: Budget(macs=0.5, depth="yes"), BudgetError, "depth must be True or False, not 'yes'"),
+    (lambda m, x: prune(m, x, Budget(macs=1)), BudgetError, "An int is a count; for all of the dense cost say 1.0"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), MISTAKES, ids=[m[2][:40] for m in MISTAKES])
+def test_plausible_mistakes_are_errors_of_ours(
+    call: Callable[[nn.Module, Any], object], kind: type[HyperpruneError], message: str, tmp_path: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kind, match=message):
+        call(sequential(), X)
+    assert list(tmp_path.iterdir()) == []

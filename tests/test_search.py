@@ -21,7 +21,7 @@ from hyperprune.errors import BudgetError, SearchError
 from hyperprune.generators import Generator
 from hyperprune.schedule import Schedule
 from hyperprune.sparsifiers import BinaryGates, HardConcrete, Sparsifier
-from tests.models import SMALL, assert_same, count, residual, small, snapshot, train
+from tests.models import SMALL, assert_same, count, residual, sequential, small, snapshot, train
 
 IMAGES = (4, 3, 8, 8)
 RULES: dict[str, Callable[[], Sparsifier]] = {"fisher": Fisher, "l1": L1Proximal, "published": PublishedL1}
@@ -470,3 +470,81 @@ def test_for_a_rule_that_never_ends_early_nothing_is_priced(monkeypatch: pytest.
     monkeypatch.setattr(Schedule, "ratio", lambda *_: pytest.fail("the ending was not asked first"))
     train(hyper, search, optimizer, torch.randn(IMAGES), 4)
     assert_met(hyper, Budget(macs=0.5))
+
+
+@pytest.mark.parametrize("rule", [BinaryGates, HardConcrete])
+def test_a_closed_gate_that_is_taken_back_starts_at_one_though_momentum_has_moved_it(rule: Any) -> None:
+    torch.manual_seed(0)
+    hyper, x = hyperize(sequential().train(), torch.randn(8, 3, 8, 8)), torch.randn(8, 3, 8, 8)
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.02), momentum=0.9)
+    search = Search(hyper, optimizer, Budget(macs=0.4), steps=60, sparsifier=rule())
+    closed = torch.zeros(hyper.coupling.units, dtype=torch.bool)
+    while not search.done:
+        closed = hyper.bank.latents.detach() == 0
+        optimizer.zero_grad()
+        hyper(x).square().mean().backward()
+        optimizer.step()
+        hyper.bank.latents.data[closed] = 1e-20  # what is left of momentum
+        search.step()
+    back = closed & (hyper.bank.living() > 0)
+    assert set(hyper.bank.latents[back].tolist()) <= {1.0}
+    assert not bool((hyper.bank.gates().abs()[hyper.bank.living() > 0] < 1e-6).any())
+
+
+def test_a_second_search_starts_from_what_is_left() -> None:
+    hyper, x = hyperize(sequential().train(), torch.randn(8, 3, 8, 8)), torch.randn(8, 3, 8, 8)
+    for share in (0.6, 0.3):
+        optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.01))
+        search = Search(hyper, optimizer, Budget(macs=share), steps=20, every=1)
+        before = search.progress().macs_fraction
+        for _ in range(10):
+            optimizer.zero_grad()
+            hyper(x).square().mean().backward()
+            optimizer.step()
+            search.step()
+        assert abs(search.progress().macs_fraction - (before + share) / 2) < 0.1
+        resumed = Search(hyper, optimizer, Budget(macs=share), steps=20, every=1)
+        resumed.load_state_dict(search.state_dict())
+        while not resumed.done:
+            optimizer.zero_grad()
+            hyper(x).square().mean().backward()
+            optimizer.step()
+            resumed.step()
+    assert resumed.progress().macs_fraction <= 0.3
+
+
+def test_a_budget_above_what_is_left_is_warned_of() -> None:
+    hyper = hyperize(sequential(), torch.randn(2, 3, 8, 8))
+    hyper.bank.keep_(torch.arange(hyper.coupling.units) % 4 == 0)
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.01))
+    with pytest.warns(UserWarning, match=r"less than the .* of the budget: units that were removed come back"):
+        Search(hyper, optimizer, Budget(macs=0.9), steps=4)
+
+
+def test_a_damaged_state_is_refused_and_nothing_has_changed() -> None:
+    hyper = hyperize(sequential(), torch.randn(2, 3, 8, 8))
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.01))
+    search = Search(hyper, optimizer, Budget(macs=0.5), steps=4, sparsifier=L1Proximal())
+    hyper(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    optimizer.step()
+    search.step()
+    good = search.state_dict()
+    for damage in ({"sparsifier": {}}, {"step": 5}, {"step": "1"}, {"steps": "4"}, {"every": 0}):
+        with pytest.raises(SearchError):
+            search.load_state_dict({**good, **damage})
+    now = search.state_dict()
+    assert (now["step"], now["steps"], now["every"]) == (good["step"], good["steps"], good["every"])
+    assert torch.equal(now["sparsifier"]["score"]["average"], good["sparsifier"]["score"]["average"])
+
+
+def test_frozen_latents_and_missing_rates_are_refused_before_anything_starts() -> None:
+    hyper = hyperize(sequential(), torch.randn(2, 3, 8, 8))
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.01))
+    hyper.requires_grad_(False)
+    with pytest.raises(SearchError, match=r"the latents are frozen .*hyper.bank.latents.requires_grad_"):
+        Search(hyper, optimizer, Budget(macs=0.5), steps=4)
+    hyper.requires_grad_(True)
+    optimizer.param_groups[0]["lr"] = optimizer.param_groups[-1]["lr"] = None
+    with pytest.raises(SearchError, match=r"SGD has lr=None, but Fade takes proximal steps"):
+        Search(hyper, optimizer, Budget(macs=0.5), steps=4, sparsifier=L1Proximal())
+    Search(hyper, optimizer, Budget(macs=0.5), steps=4)

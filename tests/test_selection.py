@@ -6,6 +6,7 @@ from torch import nn
 
 from hyperprune import export_pruned, hyperize
 from hyperprune.errors import ModelError
+from tests.models import residual
 
 
 def chain() -> nn.Sequential:
@@ -57,3 +58,14 @@ def test_a_pattern_that_matches_norms_alone_says_whose_the_channels_are(pattern)
     with pytest.raises(ModelError, match="Name the convolution"):
         hyperize(model, torch.randn(3, 4), keep=[pattern])
     assert hyperize(model, torch.randn(3, 4), keep=["[2]"]).coupling.units == 6
+
+
+def test_a_layer_itself_can_be_kept():
+    model = residual()
+    keep = [model.block1.conv1]
+    assert (
+        hyperize(model, torch.randn(2, 3, 8, 8), keep=keep).coupling
+        == hyperize(model, torch.randn(2, 3, 8, 8), keep=["block1.conv1"]).coupling
+    )
+    with pytest.raises(ModelError, match="keep: nothing matches this Conv2d"):
+        hyperize(model, torch.randn(2, 3, 8, 8), keep=[nn.Conv2d(3, 4, 1)])

@@ -313,3 +313,39 @@ def test_names_are_those_of_the_slim_network_and_rates_that_are_tensors_are_copi
     }
     group["lr"].fill_(7.0)
     assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.1)
+
+
+def nearly_closed(optimizer: str, size: float) -> tuple[torch.optim.Optimizer, nn.Module, nn.Module]:
+    """A state from when all gates were open, carried over after one of them has nearly closed."""
+    hyper, made, _ = trained("sequential", optimizer)
+    with torch.no_grad():
+        hyper.bank.latents[int(hyper.bank.living().nonzero()[0])] = size
+    slim = export_pruned(hyper)
+    return transfer_optimizer(hyper, slim, made), made, slim
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-23])
+def test_the_state_of_a_gate_that_has_nearly_closed_is_scaled_tenfold_at_most(size: float) -> None:
+    carried, made, _ = nearly_closed("sgd", size)
+    before = max(float(state["momentum_buffer"].abs().max()) for state in made.state.values())
+    after = max(float(state["momentum_buffer"].abs().max()) for state in carried.state.values())
+    assert after <= 10.001 * before
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop", "adagrad"])
+def test_a_gate_below_zero_gives_the_state_of_the_weight_it_makes(optimizer: str) -> None:
+    hyper, made, _ = trained("sequential", optimizer)
+    mirrored, same, _ = trained("sequential", optimizer)
+    unit = int(mirrored.bank.living().nonzero()[0])
+    states = []
+    for network, kept in ((hyper, made), (mirrored, same)):
+        if network is mirrored:
+            with torch.no_grad():
+                network.bank.latents[unit] *= -1
+        slim = export_pruned(network)
+        carried = transfer_optimizer(network, slim, kept)
+        states.append([(key, carried.state[p][key]) for p in slim.parameters() for key in sorted(carried.state[p])])
+    mirrors = [(key, one, other) for (key, one), (_, other) in zip(*states, strict=True) if not torch.equal(one, other)]
+    odd = {"momentum_buffer", "exp_avg", "grad_avg"}
+    assert {key for key, _, _ in mirrors} == odd & {key for key, _ in states[0]}
+    assert all(torch.equal(one.abs(), other.abs()) for _, one, other in mirrors)

@@ -58,6 +58,8 @@ class Budget:
         for name in ("macs", "params", "activation_bytes"):
             _check_amount(name, getattr(self, name))
         _check_latency(self.latency, self.latency_ms)
+        if not isinstance(self.depth, bool):
+            raise BudgetError(f"depth must be True or False, not {self.depth!r}.")
         for name in ("divisor", "floor"):
             _check_whole(name, getattr(self, name))
         for name in ("floors", "ceilings"):

@@ -48,7 +48,8 @@ class Solver:
             lowest, full = getattr(least, resource), getattr(dense, resource)
             if lowest > limit:
                 amount = f"{shown(resource, lowest).split('=')[1]} ({lowest / full:.1%} of dense)"
-                raise BudgetError(f"{shown(resource, limit)} cannot be reached: {self._least(resource, amount)}")
+                hint = " An int is a count; for all of the dense cost say 1.0." if limit == 1 else ""
+                raise BudgetError(f"{shown(resource, limit)} cannot be reached: {self._least(resource, amount)}{hint}")
 
     def _least(self, resource: str, amount: str) -> str:
         """Say what the least is, and what holds it."""

@@ -14,9 +14,9 @@ LONGEST_LIST = 2**24
 
 def record(value: Any, where: str) -> dict[str, Any]:
     """Return a JSON object."""
-    if not isinstance(value, dict):
+    if not isinstance(value, Mapping):
         raise CheckpointError(f"{where} must be an object, not {_kind(value)}.")
-    return value
+    return dict(value)
 
 
 def require(data: Mapping[str, Any], names: Iterable[str], where: str) -> None:

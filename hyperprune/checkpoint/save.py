@@ -48,7 +48,7 @@ def save_pruned(slim: nn.Module, path: str | Path, *, metadata: Mapping[str, str
     tensors = tensors_by_name(slim)
     ties = ties_among(tensors)
     derived = {name: str(buffer.dtype) for name, buffer in derived_buffers(slim).items()}
-    notes = fields.texts(dict(metadata or {}), "metadata")
+    notes = fields.texts({} if metadata is None else metadata, "metadata")
     plans = tuple(_plans(slim))
     document = Document(class_of(slim), plans, repaired_sizes(slim, plans), ties, derived, notes)
     return write_slim(path, document, without_aliases(tensors, ties))

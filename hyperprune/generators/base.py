@@ -21,9 +21,11 @@ class Generated(nn.Module):
 
     Attributes:
         order: names of the layer's parameters before it was parametrized, so that a slim layer keeps their order.
+        by_columns: whether the weight is one tensor times ``columns()``.
     """
 
     order: tuple[str, ...] = ()
+    by_columns = False
 
     def forward(self, *originals: Tensor) -> Tensor:
         """Return the weight that the layer uses.
@@ -45,9 +47,9 @@ class Generated(nn.Module):
         value: Tensor = self(*originals)
         return value
 
-    def columns(self) -> Tensor | None:
-        """Return the gates of the channels that the weight reads if it is made by these alone, shape ``[channels]``."""
-        return None
+    def columns(self) -> Tensor:
+        """Return the gates of the columns, shape ``[channels]``, of a weight that is one tensor times these."""
+        raise NotImplementedError
 
 
 class GatedRows(Generated):

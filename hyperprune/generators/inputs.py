@@ -52,15 +52,15 @@ def _gates_of_input(module: nn.Module, x: Any) -> Tensor | None:
     made = _made(module)
     if made is None or len(made) != 1 or getattr(module, "groups", 1) != 1 or type(x) is not Tensor:
         return None
-    weight = made.original
-    if x.numel() >= AS_LIGHT * weight.numel() or not _is_wide(x) or x.dtype != weight.dtype or not _is_dense(x):
+    generator, weight = made[0], made.original
+    if not generator.by_columns or x.numel() >= AS_LIGHT * weight.numel() or x.dtype != weight.dtype:
         return None
-    return cast(Any, made[0]).columns()
+    return generator.columns() if _is_wide(x) and _is_dense(x) else None
 
 
-def _made(module: nn.Module) -> parametrize.ParametrizationList | None:
-    lists = cast(nn.ModuleDict, module.parametrizations)
-    return cast(parametrize.ParametrizationList, lists["weight"]) if "weight" in lists else None
+def _made(module: nn.Module) -> Any:
+    """Return the list of what makes the layer's weight; None if nothing does."""
+    return getattr(module.parametrizations, "weight", None)
 
 
 def _is_wide(x: Tensor) -> bool:
@@ -72,7 +72,7 @@ def _is_dense(x: Tensor) -> bool:
 
 
 def _of_gated_input(module: nn.Module, x: Tensor, gates: Tensor) -> Tensor:
-    weight = cast(Tensor, cast(Any, _made(module)).original)
+    weight = _made(module).original
     behind = weight.ndim - 2  # axes behind the channels
     across = gates.to(x.dtype).view(*[1] * (x.ndim - behind - 1), -1, *[1] * behind)
     shown = note(gated(x, across), torch.mul, x, across)

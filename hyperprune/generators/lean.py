@@ -24,7 +24,7 @@ class LeanWeight(Generated):
     def __init__(self, bank: LatentBank, site: Site, ndim: int) -> None:
         super().__init__()
         self.selection = select(bank, site.units)
-        self.reads = site.axis
+        self.by_columns = site.axis == 1
         self.view = tuple(-1 if axis == site.axis else 1 for axis in range(ndim))
 
     def generate(self, *originals: Tensor) -> Tensor:
@@ -32,9 +32,9 @@ class LeanWeight(Generated):
         gates = self.selection().to(weight.dtype).view(self.view)
         return note(gated(weight, gates), torch.mul, weight, gates)
 
-    def columns(self) -> Tensor | None:
-        """Return the gates, unless the weight lies the other way round."""
-        return self.selection() if self.reads == 1 else None
+    def columns(self) -> Tensor:
+        """Return the gates."""
+        return self.selection()
 
 
 @dataclass(frozen=True)

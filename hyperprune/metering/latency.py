@@ -13,6 +13,7 @@ import torch
 from hyperprune.budget import Budget, Ladder
 from hyperprune.cost import Axes, LatencyModel
 from hyperprune.cost.latency import Written
+from hyperprune.errors import ModelError
 from hyperprune.hyper import HyperModel
 from hyperprune.metering.activations import measure_activations
 from hyperprune.metering.layers import layer_tables, timed_layers
@@ -67,6 +68,8 @@ def fit_latency(
         >>> bool(model.values([100]) < model.values([512]))
         True
     """
+    if not isinstance(hyper, HyperModel):
+        raise ModelError(f"fit_latency takes what hyperize returned, not {type(hyper).__name__}.")
     tailor = Tailor(hyper)
     ladder = Ladder.of(hyper.coupling.groups, Budget(macs=1.0, divisor=divisor))
     stopwatch = Stopwatch(tailor.device, seconds=seconds, clock=clock)

@@ -105,8 +105,8 @@ def _check_tensors(tensors: list[torch.Tensor]) -> None:
 
 def _check_opset(opset: int) -> None:
     newest = onnx_library("onnx").defs.onnx_opset_version()
-    if not OPSET <= opset <= newest:
-        raise OnnxError(f"opset {opset} cannot be written; {OPSET} to {newest} can, and {OPSET} is read most widely.")
+    if type(opset) is not int or not OPSET <= opset <= newest:
+        raise OnnxError(f"opset {opset!r} cannot be written; {OPSET} to {newest} can, and {OPSET} is read most widely.")
 
 
 def _copy_on_cpu(model: nn.Module) -> nn.Module:

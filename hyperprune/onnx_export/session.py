@@ -95,6 +95,8 @@ def onnx_library(name: str) -> Any:
 
 
 def _provider(runtime: Any, device: str) -> str:
+    if device not in PROVIDERS:
+        raise OnnxError(f"device must be one of {', '.join(map(repr, PROVIDERS))}, not {device!r}.")
     provider = PROVIDERS[device]
     if provider not in runtime.get_available_providers():
         raise MissingLibraryError(f"this ONNX Runtime has no {provider}: pip install onnxruntime-gpu")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperprune import Budget, export_onnx, hyperize, prune
+from hyperprune import Budget, export_onnx, export_pruned, hyperize, prune
 from hyperprune.errors import FileError, InputsError, MissingLibraryError, ModelError, OnnxError
 from hyperprune.onnx_export import OnnxProof, OnnxSession, export
 
@@ -311,3 +311,12 @@ def test_outputs_come_in_a_dataclass_and_may_be_called_like_parameters_and_input
     made = [output.name for output in graph.output]
     assert [name.removesuffix("_out").removesuffix("_1") for name in made] == ["reg", "x", "found_reg", "found_relu"]
     assert not {*made} & {value.name for value in (*graph.input, *graph.initializer)}
+
+
+def test_widths_are_those_of_the_outputs_where_weights_lie_inputs_first(file: Path) -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(3, 8, 2), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2), nn.Conv2d(6, 2, 1))
+    hyper = hyperize(model, torch.randn(1, 3, 4, 4))
+    hyper.bank.keep_(torch.arange(hyper.coupling.units) % 2 == 0)
+    slim = export_pruned(hyper)
+    widths = json.loads(export_onnx(slim, torch.randn(1, 3, 4, 4), file).metadata["hyperprune.widths"])
+    assert widths == {"0": slim[0].out_channels, "2": slim[2].out_channels} == {"0": 4, "2": 3}
