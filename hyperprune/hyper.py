@@ -32,7 +32,7 @@ from hyperprune.rehearsal import (
     rehearse,
     undecided,
     whatever_is_read,
-    with_firm_numbers,
+    with_firm_attributes,
     with_spared,
     without_guilty,
 )
@@ -223,7 +223,8 @@ def hyperize(
 
     def couple(choices: Choices) -> CouplingMap:
         ledger = flow(traces, choices.readings, attention)
-        return build(ledger, base, unreached, choices.closed, kept, choices.heirs, choices.held, changing, choices.firm)
+        found = build(ledger, base, unreached, choices.closed, kept, choices.heirs, choices.held, changing)
+        return replace(found, spared=tuple(sorted(choices.spared)))
 
     norms = norms_in_groups(trace.graph for trace in traces)
     coupling = _offered(base, inputs, couple, *_first_reading(norms, couple))
@@ -256,9 +257,9 @@ def _offered(
                 return coupling
         else:
             tried = (
-                whatever_is_read(choices, base, coupling, inputs, outcome, couple)
+                with_firm_attributes(choices, base, coupling, inputs, outcome, couple)
+                or whatever_is_read(choices, base, coupling, inputs, outcome, couple)
                 or in_one_class(choices, base, coupling, inputs, outcome, couple)
-                or with_firm_numbers(choices, base, coupling, inputs, outcome, couple)
                 or after_fault(choices, coupling, base, outcome)
                 or without_guilty(choices, base, coupling, inputs, outcome)
             )

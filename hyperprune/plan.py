@@ -56,7 +56,7 @@ class Resize:
     new: Sizes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Spared:
     """An attribute that equals a size by chance: a slim network computes the same with the number it had."""
 

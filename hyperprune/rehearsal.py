@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hyperprune.copies import copied
-from hyperprune.coupling import CouplingMap, Group, Heir, Held, lies_inside
+from hyperprune.coupling import STAYS, CouplingMap, Group, Heir, Held, lies_inside
 from hyperprune.errors import ModelError
 from hyperprune.generators import Lean, attach, withdraw_
 from hyperprune.labels.flow import LAST_RESORT
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import Spared
-from hyperprune.slim import carve_, doubtful, is_standard
+from hyperprune.slim import carve_, changed, doubtful, is_standard
 from hyperprune.trace import ExampleInputs, drop_caches_, failing_lines, is_of_libraries, random_state_kept
 from hyperprune.verify import Proof, compare, rounding, run_eval, tensors_of
 
@@ -47,14 +48,14 @@ class Choices:
         heirs: modules that take over the sizes on one line of the module around them: that line calls a method of
             theirs which is not ``forward``, and torch.export credits what happens there to the caller.
         held: positions of tensors that stay, because no export without some of them was exact.
-        firm: modules that keep a number which is the size of channels that change and of others that stay.
+        spared: attributes that keep their numbers, though these are sizes that change too.
     """
 
     readings: Mapping[str, int] = field(default_factory=dict)
     closed: frozenset[str] = frozenset()
     heirs: frozenset[Heir] = frozenset()
     held: frozenset[Held] = frozenset()
-    firm: frozenset[str] = frozenset()
+    spared: frozenset[Spared] = frozenset()
 
     def next(self, calls: Iterable[str]) -> Choices:
         """Return the choices with the next reading for some calls.
@@ -385,35 +386,52 @@ def in_one_class(
     return None
 
 
-def with_firm_numbers(
+def with_firm_attributes(
     choices: Choices, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, fault: Fault, couple: Couple
 ) -> Choices | None:
-    """Return the choices by which the modules of a class that failed keep their ambiguous numbers, if that mends it.
+    """Return the choices by which attributes of the module that failed keep their numbers, if it fails no more.
 
-    The attention of Hugging Face's GPT-2 ends in a layer whose two widths are one number. It holds this once: for the
-    width that stays.
+    One number may be two sizes: as many heads as each has channels, or a stream that stays as wide as what is pruned
+    (the attention of GPT-2 ends in a layer that holds the one width it makes). A wrong result names no module: all
+    attributes are tried whose names do not speak of channels. Modules of one class at like places are read alike.
     """
     modules = _modules(model)
-    half = _about_half(coupling, 0).numpy()
-    for path in fault.modules:
-        alike = {other for other, module in modules.items() if type(module) is type(modules[path])}
-        told = _lines_of_sizes(couple(replace(choices, firm=choices.firm | alike)))
-        tried = replace(choices, firm=choices.firm | {other for other in alike if told[other] == told[path]})
-        rest = couple(tried)
-        if rest.plan(half) == coupling.plan(half):
-            continue
-        outcome = rehearse(model, rest, inputs)
-        if isinstance(outcome, Proof) or path not in outcome.modules:
-            return tried
-    return None
+    plan = coupling.plan(_about_half(coupling, 0).numpy())
+    chance = set(doubtful(model, plan))
+    if fault.inexact:
+        tried = replace(choices, spared=choices.spared | chance)
+        return tried if chance and isinstance(rehearse(model, couple(tried), inputs), Proof) else None
+    elsewhere = None
+    for path in dict.fromkeys(fault.modules):
+        names = {spared.attribute: spared in chance for spared in changed(model, plan) if spared.module == path}
+        alike = [other for other in modules if _place(modules, other) == _place(modules, path)]
+        for chosen in _ways_to_spare(names):
+            tried = replace(choices, spared=choices.spared | {Spared(*pair) for pair in product(alike, chosen)})
+            outcome = rehearse(model, couple(tried), inputs)
+            if isinstance(outcome, Proof):
+                return tried
+            if outcome.modules and path not in outcome.modules:
+                elsewhere = elsewhere or tried
+    return elsewhere
 
 
-def _lines_of_sizes(coupling: CouplingMap) -> defaultdict[str, list[tuple[str, bool]]]:
-    """Return by module the lines that hold its sizes, in their order, and whether these stay."""
-    found: defaultdict[str, list[tuple[str, bool]]] = defaultdict(list)
-    for size in coupling.sizes:
-        found[size.module].append((size.source, size.stays))
-    return found
+def _ways_to_spare(names: Mapping[str, bool]) -> Iterator[list[str]]:
+    """Yield attributes to spare: those that equal a size by chance, with each other one, then all; then without them.
+
+    Example:
+        >>> list(_ways_to_spare({"heads": False, "buckets": True}))
+        [['buckets', 'heads'], ['heads'], ['heads', 'buckets']]
+    """
+    chance, others = ([name for name in names if names[name] == doubted] for doubted in (True, False))
+    for first in [chance, []] if chance else [[]]:
+        yield from ([*first, name] for name in others[:FEWEST])
+    if len(names) > 1 or not others:
+        yield list(names)
+
+
+def _place(modules: Mapping[str, nn.Module], path: str) -> tuple[type[nn.Module], str]:
+    """Return a module's class and where it stands, whatever the numbers of the blocks around it."""
+    return type(modules[path]), re.sub(r"\d+", "*", path)
 
 
 def without_guilty(
@@ -520,7 +538,7 @@ def _suspects(coupling: CouplingMap, modules: Mapping[str, nn.Module]) -> dict[s
     """Return the calls that hold sizes, each with its module; layers that keep their own sizes are innocent."""
     found: dict[str, str] = {}
     for size in coupling.sizes:
-        if not size.stays and not is_standard(modules[size.module]):
+        if set(size.slots) != {(STAYS,)} and not is_standard(modules[size.module]):
             found.setdefault(size.node, size.module)
     return found
 

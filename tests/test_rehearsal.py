@@ -303,6 +303,39 @@ def test_a_number_that_is_a_width_that_stays_and_one_that_changes_follows_the_on
     assert [layer.nf for layer in (*slim.up, *slim.down)] == [3, 4, 3, 8, 8, 8]
 
 
+class ManyHeads(nn.Module):
+    """Attention with as many heads as each has channels, and as many buckets for its bias as channels in all."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.buckets = heads, width, heads * width
+        self.q, self.k, self.v = (nn.Linear(10, heads * width) for _ in range(3))
+        self.o = nn.Linear(heads * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q, k, v = (
+            y.view(batch, tokens, self.heads, self.head_dim).transpose(1, 2) for y in (self.q(x), self.k(x), self.v(x))
+        )
+        places = torch.arange(tokens, device=x.device)
+        bias = ((places[None] - places[:, None]) % self.buckets).to(x.dtype) / 10
+        made = nn.functional.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2)
+        return self.o(made.reshape(batch, tokens, self.heads * self.head_dim))
+
+
+@pytest.mark.parametrize(("heads", "width"), [(4, 4), (2, 6), (6, 2)])
+def test_as_many_heads_as_each_has_channels_hide_no_head(heads: int, width: int) -> None:
+    x = torch.randn(2, 9, 10)
+    hyper = hyperize(nn.Sequential(nn.Linear(10, 10), ManyHeads(heads, width), ManyHeads(heads, width)), x)
+    assert [group.size for group in hyper.coupling.groups if group.name.endswith("q")] == [heads, heads]
+    keep = torch.ones(hyper.coupling.units, dtype=torch.bool)
+    keep[hyper.coupling.group("1.q").start] = False
+    hyper.bank.keep_(keep)
+    slim = export_pruned(hyper)
+    assert (slim[1].heads, slim[1].head_dim, slim[1].buckets) == (heads - 1, width, heads * width)
+    assert (slim[2].heads, slim[2].head_dim) == (heads, width)
+
+
 def test_a_number_worked_out_from_a_width_costs_the_channels_that_it_counts_and_no_others() -> None:
     coupling = exact(Scaled(), torch.randn(IMAGE))
     found = layout(coupling, ("a", "c"))

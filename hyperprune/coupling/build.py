@@ -57,7 +57,6 @@ def build(
     heirs: Iterable[Heir] = (),
     held: Iterable[Held] = (),
     edited: Mapping[str, Iterable[str]] | None = None,
-    firm: frozenset[str] = frozenset(),
 ) -> CouplingMap:
     """Solve the ledger's ties and lay out units, groups and sites.
 
@@ -72,7 +71,6 @@ def build(
         heirs: modules that take over the sizes on one line of the module around them, with that line.
         held: positions along an axis of a tensor whose channels stay.
         edited: parameters that forward() itself writes to while the network trains, with what it mixes into them.
-        firm: modules whose sizes that stay count beside those that change: a number that both have stays.
     """
     _freeze_shared(ledger, model)
     _freeze_parametrized(ledger, model)
@@ -100,7 +98,7 @@ def build(
         sites=tuple(site for site in sites if any(unit != STAYS for unit in site.units)),
         frozen=_frozen(axes, reasons),
         tensors=_tensors(ledger),
-        sizes=_inherited(_sizes(ledger, of_label, firm), heirs),
+        sizes=_inherited(_sizes(ledger, of_label), heirs),
         norms=_norms(ledger, of_label),
         products=_products(ledger, of_label),
         standardised=_standardised(ledger, of_label),
@@ -438,13 +436,13 @@ def _uses(ledger: Ledger, units: np.ndarray) -> tuple[Use, ...]:
     return tuple(found)
 
 
-def _sizes(ledger: Ledger, units: np.ndarray, firm: frozenset[str]) -> tuple[Size, ...]:
-    """Return the sizes that change, of firm modules the others too; ``units`` holds the unit of every label."""
+def _sizes(ledger: Ledger, units: np.ndarray) -> tuple[Size, ...]:
+    """Return the sizes that change; ``units`` holds the unit of every label."""
     found: dict[Size, None] = {}
     for call in ledger.sized:
         for extent, parts in zip(call.extents, chain([call.parts], repeat(())), strict=False):
             here = units[extent.numpy()]
-            if (here != STAYS).any() or call.origin.module in firm:
+            if (here != STAYS).any():
                 slots = tuple(tuple(np.unique(row).tolist()) for row in here)
                 found[Size(call.node, call.origin.module, slots, call.origin.source, parts)] = None
     return tuple(found)

@@ -144,11 +144,6 @@ class Size:
         """Whether the size follows the channels: not if the same units lie at every position."""
         return len(set(self.slots)) > 1
 
-    @property
-    def stays(self) -> bool:
-        """Whether every position holds a channel that stays."""
-        return set(self.slots) == {(STAYS,)}
-
     def after(self, alive: np.ndarray) -> int:
         """Return the size when only units with ``alive`` true live."""
         return sum(self._lives(alive))
@@ -387,7 +382,7 @@ class CouplingMap:
         """The sizes whose number tells them: no other size of the module has it and may change differently."""
         kinds: dict[tuple[str, int], set[Slots]] = defaultdict(set)
         for size in self.sizes:
-            if size.can_change or size.stays:
+            if size.can_change:
                 kinds[size.module, len(size.slots)].add(tuple(sorted(size.slots)))
         return tuple(s for s in self.sizes if s.can_change and len(kinds[s.module, len(s.slots)]) == 1)
 

@@ -64,11 +64,16 @@ def doubtful(model: nn.Module, plan: WidthPlan) -> tuple[Spared, ...]:
         >>> doubtful(block, WidthPlan((), (Resize("", 8, 5),)))
         (Spared(module='', attribute='block_size'),)
     """
+    return tuple(found for found in changed(model, plan) if not CHANNELS.search(found.attribute.lower()))
+
+
+def changed(model: nn.Module, plan: WidthPlan) -> tuple[Spared, ...]:
+    """Return the attributes that a plan changes, whatever their names."""
     found = [
         Spared(path, name)
         for path, changes in changes_by_module(plan).items()
         for name in _resized(model.get_submodule(path), changes)
-        if not CHANNELS.search(name.lower())
+        if Spared(path, name) not in plan.spared
     ]
     return tuple(found)
 
