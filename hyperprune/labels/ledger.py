@@ -70,6 +70,16 @@ class Rows(TensorRef):
 
 
 @dataclass(frozen=True)
+class Turned(TensorRef):
+    """A matrix that forward() turns on its way to a product: it lies inputs first there. ``shape`` is as it lies."""
+
+    @property
+    def source(self) -> TensorRef:
+        """The tensor itself."""
+        return TensorRef(self.name, self.shape[::-1], self.is_parameter)
+
+
+@dataclass(frozen=True)
 class Tie:
     """Two equally long vectors of labels that live or die together, position by position.
 

@@ -19,6 +19,7 @@ VIEWS = ("view", "reshape", "unflatten")
 CASTS = ("to", "_to_copy", "type_as", "float", "half", "bfloat16", "double")
 RESIZED = ("group_norm", "instance_norm", "tanh", "elu", "prelu", "mul", "upsample_nearest2d", "upsample_bilinear2d")
 CONVOLUTIONS = tuple(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))
+PRODUCTS = ("matmul", "mm", "addmm")
 WEIGHTED = ("linear", *CONVOLUTIONS)
 NORM_READINGS = ("whole groups", "inner channels")
 
@@ -72,6 +73,12 @@ def is_a_layers_own(node: torch.fx.Node) -> bool:
     """Say whether a value is used as the weight or the bias of convolutions and linear layers, and nowhere else."""
     users = list(node.users)
     return bool(users) and all(plain_name(user) in WEIGHTED and node in user.args[1:3] for user in users)
+
+
+def is_right_factor(node: torch.fx.Node) -> bool:
+    """Say whether a value is the right factor of products of matrices, and used nowhere else."""
+    users = list(node.users)
+    return bool(users) and all(plain_name(user) in PRODUCTS and user.args[-1] is node for user in users)
 
 
 def plain_name(node: torch.fx.Node) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import compact, extent, varies, varying_axes
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import TensorRef
+from hyperprune.labels.ledger import TensorRef, Turned
 from hyperprune.labels.products import gate_product, line
 from hyperprune.labels.reasons import COMPUTED, INDEXED, PRODUCT
 from hyperprune.labels.registry import rule
@@ -53,7 +53,7 @@ def product(call: Call) -> Any:
     """A product with a bare parameter is a linear layer; one between activations keeps heads apart."""
     left, right = (call.arg(name) for name in _operands(call))
     if isinstance(right, TensorRef) and len(right.shape) == 2 and right.is_parameter:
-        return _linear(call, left, right)
+        return _linear_with(call, left, right)
     a, b = call.labels(left), call.labels(right)
     heads = _heads(call, [a, b])
     macs = prod(call.shape) * a.shape[-1]
@@ -120,9 +120,19 @@ def bias_and_product(call: Call) -> Any:
     plain = isinstance(weight, TensorRef) and isinstance(bias, TensorRef) and weight.is_parameter
     if not plain or bias.shape != weight.shape[1:]:
         return call.give_up(PRODUCT)
-    made = _linear(call, left, weight)
-    call.tie(call.axis(bias, 0), call.axis(weight, 1))
+    made = _linear_with(call, left, weight)
+    call.tie(call.axis(bias, 0), call.axis(*_outputs(weight)))
     return made
+
+
+def _linear_with(call: Call, left: Any, matrix: TensorRef) -> Tensor:
+    weight, written = _outputs(matrix)
+    return _linear(call, left, weight, 1 - written)
+
+
+def _outputs(matrix: TensorRef) -> tuple[TensorRef, int]:
+    """Return the parameter that is a product's right factor, and its axis of outputs."""
+    return (matrix.source, 0) if isinstance(matrix, Turned) else (matrix, 1)
 
 
 def _linear(call: Call, left: Any, weight: TensorRef, reads: int = 0, summed: int = -1, made: int = -1) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import compact, extent, thin, varies, varying_axes
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import ELASTIC, Rows, TensorRef
-from hyperprune.labels.lookahead import image_axis, leads_to_attention
+from hyperprune.labels.ledger import ELASTIC, Rows, TensorRef, Turned
+from hyperprune.labels.lookahead import image_axis, is_right_factor, leads_to_attention
 from hyperprune.labels.multihead import is_packed_projection
 from hyperprune.labels.reasons import CONSTANT, SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
@@ -34,12 +34,21 @@ SAME = [
     "broadcast_to",
     "adjoint",
 ]
+TURNING = ("t", "numpy_T", "mT", "adjoint", "transpose", "permute", "movedim", "swapaxes", "swapdims")
 
 
 @rule(*SAME)
 def moved(call: Call) -> Any:
-    """Run the operation itself on the labels."""
-    return compact(_run(call))
+    """Run the operation itself on the labels; a matrix that is turned on its way to a product is still that matrix."""
+    return _turned(call) or compact(_run(call))
+
+
+def _turned(call: Call) -> Turned | None:
+    matrix = call.arg("self")
+    if type(matrix) is not TensorRef or not matrix.is_parameter or len(matrix.shape) != 2:
+        return None
+    turned = call.operator.removeprefix("aten::") in TURNING and call.node.meta["val"].stride(0) == 1
+    return Turned(matrix.name, matrix.shape[::-1], True) if turned and is_right_factor(call.node) else None
 
 
 @rule("squeeze")
