@@ -11,8 +11,9 @@ import random
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
+from io import StringIO
 from traceback import extract_tb, format_tb
 from types import TracebackType
 from typing import Any
@@ -35,6 +36,10 @@ _BRANCHES = (
 _CAUSAL = (
     "torch's own transformer looks at the mask to find out whether it is causal. Say so in forward(): tgt_is_causal= "
     "beside tgt_mask=, is_causal= beside an encoder's mask=."
+)
+_UNKNOWN = (
+    "Let forward() return tensors, or lists, dicts and dataclasses of them. Hugging Face's models make a cache: say "
+    "model.config.use_cache = False, or use_cache=False among the example inputs."
 )
 _CONVERSIONS = (torch.ops.aten.to, torch.ops.aten.type_as, torch.ops.aten.contiguous)
 _LIBRARY = ("/torch/nn/", "/torch/_", "/torch/functional")
@@ -361,7 +366,7 @@ def _export(model: nn.Module, inputs: ExampleInputs) -> Trace:
 
 
 def _program(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:
-    with plain_outputs(model):
+    with plain_outputs(model), redirect_stderr(StringIO()):  # torch prints the whole graph where a trace fails
         return torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
 
 
@@ -438,7 +443,8 @@ def _cannot_export(model: nn.Module, error: Exception) -> str:
     where = f" at {frames[-1]['file'].rsplit('/', 1)[-1]}:{frames[-1]['line']}" if frames else ""
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     looks = any(frame.name == "_detect_is_causal_mask" for frame in extract_tb(error.__traceback__))
-    return f"torch.export cannot trace {type(model).__name__}{where}: {first}\n{_CAUSAL if looks else _BRANCHES}"
+    advice = _UNKNOWN if "not a known type" in first else _CAUSAL if looks else _BRANCHES
+    return f"torch.export cannot trace {type(model).__name__}{where}: {first}\n{advice}"
 
 
 @contextmanager

@@ -154,6 +154,19 @@ def merging() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Merging(4, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
 
 
+class Cache:
+    """Something that no tensor can be found in from outside."""
+
+
+class Caching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = sequential()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Cache]:
+        return self.inner(x), Cache()
+
+
 BAD_MODELS: list[tuple[str, Callable[[], Any], type[HyperpruneError], str]] = [
     ("no layer with weights", lambda: nn.Sequential(nn.ReLU(), nn.Flatten()), NothingPrunableError, "no parameters"),
     ("no convolution or linear layer", lambda: nn.Sequential(nn.BatchNorm2d(3)), NothingPrunableError,
@@ -174,6 +187,7 @@ BAD_MODELS: list[tuple[str, Callable[[], Any], type[HyperpruneError], str]] = [
     ("a hook with a layer as default", defaulted, ModelError, "watch.*holds a part of the model"),
     ("a hook that holds the model's dict", remembering, ModelError, "remembering.*holds a part of the model"),
     ("another output at every call", drifting, ModelError, "Drifting went wrong .*even with every channel in place"),
+    ("an output that holds no tensors", Caching, TraceError, "Cache.* is not a known type(.|\n)*use_cache = False"),
     ("a model that cannot be copied", uncopyable, ModelError, "Sequential cannot be copied"),
 ]  # fmt: skip
 

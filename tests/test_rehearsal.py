@@ -303,6 +303,34 @@ def test_a_number_that_is_a_width_that_stays_and_one_that_changes_follows_the_on
     assert [layer.nf for layer in (*slim.up, *slim.down)] == [3, 4, 3, 8, 8, 8]
 
 
+class Distilling(nn.Module):
+    """Cuts what each of its layers makes in two, as IMDN's blocks do: one part stays, one goes on."""
+
+    def __init__(self, width: int = 12, distilled: int = 4) -> None:
+        super().__init__()
+        self.distilled, self.going_on = distilled, width - distilled
+        self.a = nn.Conv2d(6, width, 1)
+        self.b, self.c = (nn.Conv2d(self.going_on, width, 1) for _ in range(2))
+        self.out = nn.Conv2d(3 * distilled + self.going_on, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found, y = [], self.a(x)
+        for layer in (self.b, self.c):
+            kept, y = torch.split(y, (self.distilled, self.going_on), 1)
+            found.append(kept)
+            y = layer(torch.relu(y))
+        return x + self.out(torch.cat([*found, *torch.split(y, (self.distilled, self.going_on), 1)], 1))
+
+
+def test_what_a_module_cuts_alike_loses_the_same_channels_where_one_number_stands_for_all() -> None:
+    hyper = hyperize(nn.Sequential(nn.Conv2d(3, 6, 1), Distilling(), nn.Conv2d(6, 3, 1)), torch.randn(IMAGE))
+    assert sorted(group.size for group in hyper.coupling.groups) == [4, 6, 8]
+    assert {group.makers for group in hyper.coupling.groups if group.size != 6} == {("1.a", "1.b", "1.c")}
+    hyper.bank.keep_(torch.arange(hyper.coupling.units) % 2 == 0)
+    slim = export_pruned(hyper)
+    assert (slim[1].distilled, slim[1].going_on) == (2, 4)
+
+
 class ManyHeads(nn.Module):
     """Attention with as many heads as each has channels, and as many buckets for its bias as channels in all."""
 

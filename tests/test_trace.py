@@ -176,3 +176,21 @@ def test_only_code_that_may_keep_tensors_runs_before_it_is_followed(model: nn.Mo
 def test_inputs_that_layers_of_libraries_do_not_take_are_refused_as_inputs() -> None:
     with pytest.raises(InputsError, match=r"Sequential fails on the example inputs \['\(1, 5\)"):
         traced(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.ones(1, 5))
+
+
+class Guarded(nn.Module):
+    """Asks how many values are above zero: torch prints the whole graph before it gives up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return y[y > 0] if y[y > 0].numel() % 7 == 3 else y
+
+
+def test_a_trace_that_fails_says_so_in_its_error_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(TraceError, match="data-dependent"):
+        trace(Guarded(), ExampleInputs.of(torch.randn(2, 4)))
+    assert capfd.readouterr() == ("", "")

@@ -265,6 +265,11 @@ class Call:
         """
         return options[self._choice] if self._choice < len(options) else "freeze"
 
+    def cut_alike(self, parts: tuple[int, ...]) -> list[Tensor]:
+        """Return the labels, shape ``[size]``, of what this module has cut into parts of such sizes before."""
+        calls = (call for call in self._ledger.sized if call.origin.module == self.origin.module)
+        return [call.extents[0][:, 0] for call in calls if call.parts == parts]
+
     def along(self, channels: Tensor, axis: int) -> Tensor:
         """Lay a vector of labels along ``axis`` of the output's shape."""
         return spread(channels, self.shape, axis)

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import torch.fx
 
+from hyperprune.trace import owner
+
 ATTENTION = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum")
 PASSED = {
     *("getitem", "permute", "transpose", "t", "mT", "unbind", "select", "slice", "chunk", "split", "split_with_sizes"),
@@ -79,6 +81,12 @@ def is_right_factor(node: torch.fx.Node) -> bool:
     """Say whether a value is the right factor of products of matrices, and used nowhere else."""
     users = list(node.users)
     return bool(users) and all(plain_name(user) in PRODUCTS and user.args[-1] is node for user in users)
+
+
+def has_twins(node: torch.fx.Node) -> bool:
+    """Say whether the module that makes a call makes another one to the same function with the same numbers."""
+    others = (other for other in node.graph.nodes if other is not node and other.target == node.target)
+    return any(other.args[1:] == node.args[1:] and owner(other) == owner(node) for other in others)
 
 
 def plain_name(node: torch.fx.Node) -> str:

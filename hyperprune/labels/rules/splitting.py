@@ -11,6 +11,7 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, extent, varies
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import Rows
+from hyperprune.labels.lookahead import has_twins
 from hyperprune.labels.reasons import SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
 
@@ -57,20 +58,25 @@ def gated_halves(call: Call) -> Any:
 def given_parts(call: Call) -> Any:
     """Sizes written into the call follow their parts, where the module holds them in an attribute.
 
-    One attribute cannot follow two parts: if that is what fails, parts of one size lose the same positions.
+    One attribute cannot follow two parts: if that is what fails, parts of one size lose the same positions; or else
+    whatever the module cuts alike (distillation blocks, which split what each of their layers makes).
     """
     x, axis, parts, made = _parts(call)
     if not varies(x, axis):
         return made
     sizes = tuple(part.shape[axis] for part in parts)
     first = dict(zip(reversed(sizes), reversed(parts), strict=True))
-    reading = call.choose("sizes that can be set", *["equal parts alike"] * (len(first) < len(parts)))
+    options = ["equal parts alike"] * (len(first) < len(parts)) + ["as others"] * has_twins(call.node)
+    reading = call.choose("sizes that can be set", *options)
     if reading == "freeze":
         call.freeze(x, SIZE_IN_FORWARD)
         return made
     if reading == "equal parts alike":
         for size, part in zip(sizes, parts, strict=True):
             call.tie(first[size], part)
+    if reading == "as others":
+        for other in call.cut_alike(sizes)[:1]:
+            call.tie(other, extent(x, axis)[:, 0])
     call.sized(extent(x, axis), *[extent(part, axis) for part in parts], parts=sizes)
     return made
 
