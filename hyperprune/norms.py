@@ -124,15 +124,20 @@ class LivingResponse(Living):
 
 
 class NormWeight(Generated):
-    """Parametrization of a norm's weight: divided by what the result is too large while searching, itself at export."""
+    """Parametrization of a norm's weight: divided by what the result is too large while searching, itself at export.
 
-    def __init__(self, living: Living) -> None:
+    Where the layer multiplies by c + weight, that sum is divided.
+    """
+
+    def __init__(self, living: Living, offset: float = 0.0) -> None:
         super().__init__()
         self._living = Reference(living)
+        self._offset = offset
 
     def generate(self, *originals: Tensor) -> Tensor:
         (weight,) = originals
-        return weight / self._living.target.too_large().to(weight.dtype)
+        too_large = self._living.target.too_large().to(weight.dtype)
+        return weight / too_large + self._offset * (1 / too_large - 1) if self._offset else weight / too_large
 
     def plain(self, *originals: Tensor) -> Tensor:
         """Return the weight as it is: a slim layer has only living channels."""
@@ -172,7 +177,12 @@ def attach_norms(model: nn.Module, bank: LatentBank, coupling: CouplingMap) -> n
     hooks = nn.ModuleList()
     for norm in coupling.norms:
         statistics = _living(bank, norm)
-        _attach(model.get_submodule(norm.module), norm.weight.rpartition(".")[2], NormWeight(statistics), statistics)
+        _attach(
+            model.get_submodule(norm.module),
+            norm.weight.rpartition(".")[2],
+            NormWeight(statistics, norm.offset),
+            statistics,
+        )
         hooks.append(statistics)
     for site in coupling.sites:
         if site.tensor in coupling.standardised and site.role == "reads":

@@ -474,7 +474,7 @@ def _norms(ledger: Ledger, units: np.ndarray) -> tuple[Norm, ...]:
     for call in ledger.norms:
         here = units[call.labels.numpy()]
         if (here != STAYS).any():
-            layout = (call.axis, call.groups, call.kind, call.spatial)
+            layout = (call.axis, call.groups, call.kind, call.spatial, call.offset)
             found[Norm(call.weight, tuple(here.tolist()), *layout)] = None
     return tuple(found)
 

@@ -177,6 +177,7 @@ class Norm:
         kind: ``"layer"`` takes off the mean and divides by the deviation, ``"rms"`` divides by the root of the mean
             square, ``"response"`` compares each channel's norm over space with the channels' mean.
         spatial: whether its statistics run over the axes behind the channels too.
+        offset: number that the layer adds to its scale.
     """
 
     weight: str
@@ -185,6 +186,7 @@ class Norm:
     groups: int
     kind: NormKind
     spatial: bool
+    offset: float = 0.0
 
     @property
     def module(self) -> str:

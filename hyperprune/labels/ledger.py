@@ -130,6 +130,7 @@ class NormCall:
         groups: in how many groups the norm takes its statistics.
         kind: what it computes of the channels it reads.
         spatial: whether its statistics run over the axes behind the channels too.
+        offset: number that the layer adds to its scale.
     """
 
     weight: str
@@ -138,6 +139,7 @@ class NormCall:
     groups: int = 1
     kind: NormKind = "layer"
     spatial: bool = False
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)

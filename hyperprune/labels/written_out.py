@@ -28,10 +28,12 @@ class WrittenNorm:
     Attributes:
         weight: the placeholder of what scales the result.
         kind: what it computes of the channels.
+        offset: number that is added to the weight: Gemma's norms multiply by 1 + weight.
     """
 
     weight: torch.fx.Node
     kind: NormKind
+    offset: float = 0.0
 
 
 def written_norm(reduction: torch.fx.Node) -> WrittenNorm | None:
@@ -95,11 +97,16 @@ def _weighted(scaled: torch.fx.Node, kind: NormKind) -> WrittenNorm | None:
     """Return the norm, if a parameter scales its result, and does nothing but scale."""
     product = _only_user(scaled, *SCALING)
     factors = [] if product is None else product.args[-2:]  # addcmul adds its first argument
-    sources = [_source(factor) for factor in factors]
-    weights = [source for source in sources if source is not None and source.op == "placeholder"]
-    if len(weights) != 1 or any(plain_name(user) not in SCALING for user in _users(weights[0], LAID_OUT)):
+    sources = [_shifted(factor) for factor in factors]
+    weights = [(source, offset) for source, offset in sources if source is not None and source.op == "placeholder"]
+    if len(weights) != 1:
         return None
-    return WrittenNorm(weights[0], kind)
+    weight, offset = weights[0]
+    uses = _users(weight, LAID_OUT)
+    if offset and any(plain_name(user) != "add" or _shifted(user) != weights[0] for user in uses):
+        return None
+    uses = [use for user in uses for use in _users(user, LAID_OUT)] if offset else uses
+    return WrittenNorm(weight, kind, offset) if all(plain_name(user) in SCALING for user in uses) else None
 
 
 def _is_all_that_happens(x: torch.fx.Node, call: torch.fx.Node, expected: set[torch.fx.Node]) -> bool:
@@ -152,6 +159,16 @@ def _is(node: torch.fx.Node, names: tuple[str, ...]) -> bool:
 def _uncast(node: object) -> torch.fx.Node:
     assert isinstance(node, torch.fx.Node)
     return _uncast(node.args[0]) if _is(node, PASSING) else node
+
+
+def _shifted(value: object) -> tuple[torch.fx.Node | None, float]:
+    """Return where a factor comes from, and the number that was added to it."""
+    source = _source(value)
+    if source is None or plain_name(source) != "add":
+        return source, 0.0
+    numbers = [float(arg) for arg in source.args if isinstance(arg, (int, float))]
+    others = [arg for arg in source.args if isinstance(arg, torch.fx.Node)]
+    return (_source(others[0]), numbers[0]) if len(numbers) == len(others) == 1 else (source, 0.0)
 
 
 def _source(value: object) -> torch.fx.Node | None:

@@ -34,9 +34,10 @@ def convnext(layer: nn.Module, x: Tensor) -> Tensor:
     return layer.scale[None, None, :] * ((x - mean) / torch.sqrt(variance + 1e-6)) + layer.shift
 
 
-def with_variance(layer: nn.Module, x: Tensor, unbiased: bool = False) -> Tensor:
+def with_variance(layer: nn.Module, x: Tensor, unbiased: bool = False, more: float = 0) -> Tensor:
     variance = x.var(-1, keepdim=True, unbiased=unbiased)
-    return off_mean(x) * torch.rsqrt(variance + 1e-6) * layer.scale + layer.shift
+    scale = layer.scale + more if more else layer.scale
+    return off_mean(x) * torch.rsqrt(variance + 1e-6) * scale + layer.shift
 
 
 def once_off(layer: nn.Module, x: Tensor) -> Tensor:
@@ -68,6 +69,8 @@ KNOWN: dict[str, tuple[Written, str]] = {
     "rms by square": (lambda layer, x: x * (x.square().mean(-1, True) + 1e-6).rsqrt() * layer.scale, "rms"),
     "rms by a product": (lambda layer, x: layer.scale * (x * ((x * x).mean(-1, True) + 1e-6).rsqrt()), "rms"),
     "rms in another type": (llama, "rms"),
+    "rms scaled by one more than the scale": (lambda layer, x: x * root_of_squares(x) * (1.0 + layer.scale), "rms"),
+    "layer norm scaled by its scale and one": (lambda layer, x: with_variance(layer, x, more=1.0), "layer"),
     "response norm": (convnext_v2, "response"),
     "response norm in timm's words": (timms_v2, "response"),
     "layer norm": (convnext, "layer"),
@@ -88,6 +91,10 @@ UNKNOWN: dict[str, Written] = {
         (off_mean(x).square().mean(-1, keepdim=True) + 1e-6).sqrt() / off_mean(x) * layer.scale
     ),
     "no epsilon": lambda layer, x: off_mean(x) / off_mean(x).square().mean(-1, keepdim=True).sqrt() * layer.scale,
+    "the scale, and what is one more, scale it": lambda layer, x: (
+        x * root_of_squares(x) * (1 + layer.scale) * layer.scale
+    ),
+    "the scale times two": lambda layer, x: x * root_of_squares(x) * (2 * layer.scale),
     "the scale is added too": lambda layer, x: x * root_of_squares(x) * layer.scale + layer.scale,
     "no scale": lambda layer, x: x * root_of_squares(x) + layer.shift,
     "a scale from elsewhere": lambda layer, x: x * root_of_squares(x) * torch.arange(1, WIDTH + 1) * layer.shift,

@@ -82,7 +82,7 @@ def _is_of_a_written_norm(call: Call, x: Tensor, axis: int) -> bool:
     weight = None if norm is None else call.value(norm.weight)
     if norm is None or not call.owns(weight):
         return False
-    call.living_norm(NormCall(weight.name, call.channels(x, axis), axis, kind=norm.kind))
+    call.living_norm(NormCall(weight.name, call.channels(x, axis), axis, kind=norm.kind, offset=norm.offset))
     return True
 
 
