@@ -16,8 +16,8 @@ from hyperprune.errors import ModelError, UnknownNameError
 class LatentBank(nn.Module):
     """Owns every latent of a network.
 
-    A latent counts through its gate, ``latents * alive``. ``alive`` is 1 or 0: a unit that was removed for
-    good has an exactly zero gate whatever the optimiser's momentum does to its latent afterwards.
+    A latent counts through its gate, ``latents * alive``. ``alive`` is 1 or 0: a unit that was removed has an exactly
+    zero gate whatever the optimiser's momentum does to its latent, until ``keep_`` takes it back.
 
     ``half()`` and ``bfloat16()`` leave latents in float32: beside a latent of 1, a small step would be rounded away.
 
@@ -88,7 +88,7 @@ class LatentBank(nn.Module):
 
     @torch.no_grad()
     def remove_(self, units: Tensor) -> None:
-        """Set the gates of the units under a bool mask to exactly zero, for good.
+        """Set the gates of the units under a bool mask to exactly zero, until ``keep_`` takes some back.
 
         Raises:
             ModelError: ``units`` is no bool tensor with an entry for each unit.

@@ -368,7 +368,8 @@ class Search:
             if jump > max(LARGEST_JUMP, 2 * all_in_all * self.every / self.steps):
                 warnings.warn(
                     f"{jump:.0%} of the dense {resource} had to be cut at once at step {self.step_count}: the "
-                    "sparsifier pressed too little. Give the search more steps, or the rule more pressure.",
+                    "sparsifier pressed too little. Give the search more steps, or the rule more pressure; "
+                    "recalibrate_(slim, batches) helps batch norms over a jump.",
                     stacklevel=5,
                 )
 

@@ -22,7 +22,7 @@ def soft_threshold(latents: Tensor, threshold: Tensor | float) -> Tensor:
 
 
 class Cut:
-    """Remove the named units at once, for good."""
+    """Remove the named units at once; the last decision alone may take some back, to fill the budget."""
 
     pressure: float | Tensor = 0.0
 
