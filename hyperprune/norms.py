@@ -3,8 +3,8 @@
 A layer norm reads all channels together, so a removed channel would still shift the mean and the variance of the
 others. With m the mask of the living, n of C channels alive, s = sqrt(C / n), a = s m and mean taken over the
 living, T(x) = a x + (1 - a) mean has, over all C channels, the living channels' mean and variance. The norm is
-shown T(x), and its weight is divided by s. With all channels alive T is the identity, bit for bit. An RMS norm
-takes no mean: T(x) = a x.
+shown T(x), and its weight (or its output, where it has none) is divided by s. With all channels alive T is the
+identity, bit for bit. An RMS norm takes no mean: T(x) = a x.
 
 A response norm (ConvNeXt V2's) compares each channel's norm over space with the mean of all of them. It is shown m x,
 so that the mean comes out n / C times as large, and its weight is multiplied by n / C. The small number that keeps the
@@ -144,6 +144,17 @@ class NormWeight(Generated):
         return originals[0]
 
 
+class SmallerOutput(nn.Module):
+    """Forward hook of a norm without a weight: its result, divided by what it is too large while searching."""
+
+    def __init__(self, living: Living) -> None:
+        super().__init__()
+        self._living = Reference(living)
+
+    def forward(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output / self._living.target.too_large().to(output.dtype)
+
+
 class LivingInput(Living):
     """Forward pre-hook of a layer that standardises its weight: the input over s, and zero where a channel is dead."""
 
@@ -176,13 +187,12 @@ def attach_norms(model: nn.Module, bank: LatentBank, coupling: CouplingMap) -> n
     """Let every norm that reads prunable channels count the living ones only, in place; return the hooks."""
     hooks = nn.ModuleList()
     for norm in coupling.norms:
-        statistics = _living(bank, norm)
-        _attach(
-            model.get_submodule(norm.module),
-            norm.weight.rpartition(".")[2],
-            NormWeight(statistics, norm.offset),
-            statistics,
-        )
+        statistics, module = _living(bank, norm), model.get_submodule(norm.module)
+        if name := norm.weight.rpartition(".")[2]:
+            _attach(module, name, NormWeight(statistics, norm.offset), statistics)
+        else:
+            module.register_forward_pre_hook(statistics, prepend=True, with_kwargs=True)
+            module.register_forward_hook(SmallerOutput(statistics), prepend=True)
         hooks.append(statistics)
     for site in coupling.sites:
         if site.tensor in coupling.standardised and site.role == "reads":
@@ -210,3 +220,5 @@ def detach_norms(model: nn.Module) -> None:
         for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, Living)]:
             del module._forward_pre_hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
+        for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, SmallerOutput)]:
+            del module._forward_hooks[key]

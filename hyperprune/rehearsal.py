@@ -421,11 +421,13 @@ def _ways_to_spare(names: Mapping[str, bool]) -> Iterator[list[str]]:
     Example:
         >>> list(_ways_to_spare({"heads": False, "buckets": True}))
         [['buckets', 'heads'], ['heads'], ['heads', 'buckets']]
+        >>> list(_ways_to_spare({}))
+        []
     """
     chance, others = ([name for name in names if names[name] == doubted] for doubted in (True, False))
     for first in [chance, []] if chance else [[]]:
         yield from ([*first, name] for name in others[:FEWEST])
-    if len(names) > 1 or not others:
+    if len(names) > 1 or chance:
         yield list(names)
 
 

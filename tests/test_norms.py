@@ -309,3 +309,53 @@ def test_half_precision_counts_and_adds_up_in_full():
     hyper = hyperize(model, torch.randn(1, 3, 8, 8)).half()
     x = torch.randn(1, 3, 96, 96).half()
     assert torch.equal(hyper(x), copy.deepcopy(model).half()(x))
+
+
+class PixelNorm(nn.Module):
+    """Divides each position by the root of the channels' mean square, as ProGAN does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / torch.sqrt(x.pow(2).mean(1, keepdim=True) + 1e-8)
+
+
+class Functional(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.group_norm(x, 1)
+
+
+class ThenShifted(nn.Module):
+    """Goes on after its norm: dividing what it hands out would divide the shift too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.group_norm(x, 1) + 1
+
+
+BARE = {
+    "group norm": lambda: nn.GroupNorm(1, 12, affine=False),
+    "group norm of two": lambda: nn.GroupNorm(2, 12, affine=False),
+    "PixelNorm": PixelNorm,
+    "functional": Functional,
+    "layer norm": lambda: nn.LayerNorm(12, elementwise_affine=False),
+    "RMS norm": lambda: nn.RMSNorm(12, elementwise_affine=False),
+}
+
+
+@pytest.mark.parametrize("kind", BARE)
+def test_a_norm_without_a_weight_counts_the_living(kind: str) -> None:
+    made = (ChannelsLast if kind in ("layer norm", "RMS norm") else Residual)(BARE[kind]())
+    hyper, slim, proof = half_removed(made)
+    x = torch.randn(2, 3, 4, 4)
+    assert [norm.module for norm in hyper.coupling.norms] == ["norm"]
+    assert len(slim.embed.weight) < 12
+    assert proof.relative_error < 1e-6
+    assert not slim.norm._forward_hooks
+    assert not slim.norm._forward_pre_hooks
+    whole = hyperize(made.eval(), x)
+    assert torch.equal(whole(x), made(x))
+    torch.testing.assert_close(copy.deepcopy(hyper)(x), slim(x))
+
+
+def test_a_layer_that_goes_on_after_its_norm_keeps_its_channels() -> None:
+    hyper = hyperize(Residual(ThenShifted()), torch.randn(2, 3, 4, 4))
+    assert hyper.coupling.norms == ()
+    assert "embed" not in {group.name for group in hyper.coupling.groups}

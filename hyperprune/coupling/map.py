@@ -170,7 +170,7 @@ class Norm:
     """A norm that reads all of these channels together; its statistics run over the living ones.
 
     Attributes:
-        weight: name of the layer's scale, one number per channel.
+        weight: name of the layer's scale, one number per channel; the layer's own with a dot behind it if it has none.
         units: for each channel its unit, ``STAYS`` (-1) where it stays.
         axis: where the channels lie in the layer's input; -1 for the last axis, whatever the rank.
         groups: in how many groups the norm takes its statistics.

@@ -124,7 +124,7 @@ class NormCall:
     """A norm that reads all channels together, in a layer of its own.
 
     Attributes:
-        weight: name of the layer's scale, one number per channel.
+        weight: name of the layer's scale, one number per channel; the layer's own with a dot behind it if it has none.
         labels: the channels it reads, shape ``[channels]``.
         axis: where they lie in the layer's input; -1 for the last axis, whatever the rank.
         groups: in how many groups the norm takes its statistics.

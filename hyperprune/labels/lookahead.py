@@ -80,7 +80,9 @@ def is_a_layers_own(node: torch.fx.Node) -> bool:
 def is_right_factor(node: torch.fx.Node) -> bool:
     """Say whether a value is the right factor of products of matrices, and used nowhere else."""
     users = list(node.users)
-    return bool(users) and all(plain_name(user) in PRODUCTS and user.args[-1] is node for user in users)
+    return bool(users) and all(
+        plain_name(user) in PRODUCTS and user.args.index(node) == len(user.args) - 1 for user in users
+    )
 
 
 def has_twins(node: torch.fx.Node) -> bool:

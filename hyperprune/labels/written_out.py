@@ -26,12 +26,12 @@ class WrittenNorm:
     """A norm that a layer writes out.
 
     Attributes:
-        weight: the placeholder of what scales the result.
+        weight: the placeholder of what scales the result; None if nothing does, and the result is the layer's own.
         kind: what it computes of the channels.
         offset: number that is added to the weight: Gemma's norms multiply by 1 + weight.
     """
 
-    weight: torch.fx.Node
+    weight: torch.fx.Node | None
     kind: NormKind
     offset: float = 0.0
 
@@ -51,7 +51,9 @@ def written_norm(reduction: torch.fx.Node) -> WrittenNorm | None:
 
 def _rms_norm(x: torch.fx.Node, squares: torch.fx.Node, mean: torch.fx.Node) -> WrittenNorm | None:
     scaled, inverse = _divided_by_root(mean)
-    if scaled is None or not inverse or not _is_all_that_happens(x, mean, {squares, scaled}):
+    if scaled is None or plain_name(scaled) != ("mul" if inverse else "div"):
+        return None
+    if not _is_all_that_happens(x, mean, {squares, scaled}) or (not inverse and _uncast(scaled.args[0]) is not x):
         return None
     return _weighted(scaled, "rms")
 
@@ -94,7 +96,9 @@ def _divided_by_root(variance: torch.fx.Node) -> tuple[torch.fx.Node | None, boo
 
 
 def _weighted(scaled: torch.fx.Node, kind: NormKind) -> WrittenNorm | None:
-    """Return the norm, if a parameter scales its result, and does nothing but scale."""
+    """Return the norm, if a parameter scales its result, and does nothing but scale; or if nothing else happens."""
+    if not any(owner(user) == owner(scaled) for user in _users(scaled)):
+        return WrittenNorm(None, kind)
     product = _only_user(scaled, *SCALING)
     factors = [] if product is None else product.args[-2:]  # addcmul adds its first argument
     sources = [_shifted(factor) for factor in factors]

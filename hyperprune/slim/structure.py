@@ -37,7 +37,10 @@ def is_standard(module: nn.Module) -> bool:
 
 def is_bare(module: nn.Module) -> bool:
     """Say whether a norm has no tensors from which ``adjust_`` could read its size."""
-    return isinstance(module, (_NormBase, nn.GroupNorm)) and not [*module.parameters(), *module.buffers()]
+    return isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)) and not [
+        *module.parameters(),
+        *module.buffers(),
+    ]
 
 
 def _convolution(layer: Any, rows: Slice | None) -> None:

@@ -200,7 +200,8 @@ def _whole_norm_groups(call: Call, channels: Tensor, rows: Tensor) -> Tensor:
 def _mixing_norm(
     call: Call, x: Tensor, axis: int, groups: int = 1, kind: NormKind = "layer", spatial: bool = False
 ) -> Any:
-    weight = call.arg("weight")
+    weight, bias = call.arg("weight"), call.arg("bias")
+    bare = weight is None and bias is None and call.is_the_last_of_its_layer()
     if groups == 1 and set(varying_axes(x)) - {axis}:
         return _inside_heads(call, x, axis)
     channels = call.channels(x, axis)
@@ -208,15 +209,18 @@ def _mixing_norm(
     if entering is not None and entering.shape == x.shape and call.is_table(entering):
         entering = call.settled(entering, axis)
     varying = [] if entering is None else varying_axes(entering)
-    if not call.owns(weight) or entering is None or len(varying) != 1:
+    if not (bare or call.owns(weight)) or entering is None or len(varying) != 1:
         return call.give_up(MIXED_NORM)
     line = call.channels(entering, varying[0])
     if not torch.equal(line, channels):
         return call.give_up(MIXED_NORM)
-    for vector in (weight, call.arg("bias")):
+    for vector in (weight, bias):
         _follow(call, vector, channels)
     last = not spatial and varying[0] == entering.ndim - 1  # counted from the end: inputs may differ in rank
-    call.living_norm(NormCall(weight.name, channels, -1 if last else varying[0], groups, kind, spatial))
+    if bare:
+        call.sized(channels[:, None])
+    name = f"{call.origin.module}." if bare else weight.name
+    call.living_norm(NormCall(name, channels, -1 if last else varying[0], groups, kind, spatial))
     return call.along(channels, axis)
 
 

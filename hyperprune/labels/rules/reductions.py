@@ -79,10 +79,13 @@ def along_axis(call: Call) -> Any:
 def _is_of_a_written_norm(call: Call, x: Tensor, axis: int) -> bool:
     """Say whether a layer writes out a norm of which this is a part; its statistics are to run over the living."""
     norm = written_norm(call.node) if call.operator in ("aten::mean", "aten::var") else None
-    weight = None if norm is None else call.value(norm.weight)
-    if norm is None or not call.owns(weight):
+    if norm is None:
         return False
-    call.living_norm(NormCall(weight.name, call.channels(x, axis), axis, kind=norm.kind, offset=norm.offset))
+    weight = call.value(norm.weight)
+    if norm.weight is not None and not call.owns(weight):
+        return False
+    name = f"{call.origin.module}." if norm.weight is None else weight.name
+    call.living_norm(NormCall(name, call.channels(x, axis), axis, kind=norm.kind, offset=norm.offset))
     return True
 
 
