@@ -26,6 +26,7 @@ from torch import nn
 from hyperprune.copies import copied
 from hyperprune.errors import InputsError, TraceError
 from hyperprune.regions import join_regions_
+from hyperprune.writes import settle_writes_
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 STAND_IN = 16  # for a size that depends on values: what is left of it behind a kernel of 7 is still a size
@@ -358,7 +359,7 @@ def _export(model: nn.Module, inputs: ExampleInputs) -> Trace:
     except Exception as error:  # torch.export raises many types; the model itself has run
         raise TraceError(_cannot_export(model, error)) from error
     signature = program.graph_signature
-    graph = join_regions_(program.graph)
+    graph = settle_writes_(join_regions_(program.graph))
     _settle_sizes_(graph)
     _drop_idle_(graph)
     _drop_unused_(graph)

@@ -355,6 +355,20 @@ def test_a_norm_without_a_weight_counts_the_living(kind: str) -> None:
     torch.testing.assert_close(copy.deepcopy(hyper)(x), slim(x))
 
 
+class Inline(Residual):
+    """A norm that is no layer of its own."""
+
+    def normed(self, x: Tensor) -> Tensor:
+        return self.inner(x / torch.sqrt(x.pow(2).mean(1, keepdim=True) + 1e-8))
+
+
+def test_a_norm_within_a_block_keeps_its_channels() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Inline(nn.Identity()))
+    hyper = hyperize(model, torch.randn(2, 3, 4, 4))
+    assert hyper.coupling.norms == ()
+    assert {group.name for group in hyper.coupling.groups} == {"0", "1.inner"}
+
+
 def test_a_layer_that_goes_on_after_its_norm_keeps_its_channels() -> None:
     hyper = hyperize(Residual(ThenShifted()), torch.randn(2, 3, 4, 4))
     assert hyper.coupling.norms == ()

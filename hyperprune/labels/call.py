@@ -241,11 +241,6 @@ class Call:
         """Say whether a value is a parameter or buffer of the very layer whose ``forward`` makes this call."""
         return isinstance(value, TensorRef) and value.name.rpartition(".")[0] == self.origin.module
 
-    def is_the_last_of_its_layer(self) -> bool:
-        """Say whether what this call makes is used outside the layer that makes it alone: it is that layer's output."""
-        layer = owner(self.node)
-        return bool(layer) and not any(_within(owner(user), layer) for user in self.node.users)
-
     def living_norm(self, norm: NormCall) -> None:
         """Note that this layer's statistics are to run over the living channels while searching."""
         self._ledger.norms.append(norm)

@@ -91,6 +91,13 @@ def has_twins(node: torch.fx.Node) -> bool:
     return any(other.args[1:] == node.args[1:] and owner(other) == owner(node) for other in others)
 
 
+def is_last_of_its_layer(node: torch.fx.Node) -> bool:
+    """Say whether what a call makes is used outside the layer that makes it alone, but for casts: it is its output."""
+    layer = owner(node)
+    inside = [user for user in node.users if f"{owner(user)}.".startswith(f"{layer}.")]
+    return bool(layer) and all(plain_name(user) in CASTS and is_last_of_its_layer(user) for user in inside)
+
+
 def plain_name(node: torch.fx.Node) -> str:
     """Return the name of a call without overload and without the mark of an in-place operation."""
     return str(getattr(node.target, "__name__", node.target)).split(".")[0].rstrip("_")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch.fx
 
 from hyperprune.labels.ledger import NormKind
-from hyperprune.labels.lookahead import CASTS, plain_name
+from hyperprune.labels.lookahead import CASTS, is_last_of_its_layer, plain_name
 from hyperprune.trace import owner
 
 PASSING = (*CASTS, "alias")
@@ -97,7 +97,7 @@ def _divided_by_root(variance: torch.fx.Node) -> tuple[torch.fx.Node | None, boo
 
 def _weighted(scaled: torch.fx.Node, kind: NormKind) -> WrittenNorm | None:
     """Return the norm, if a parameter scales its result, and does nothing but scale; or if nothing else happens."""
-    if not any(owner(user) == owner(scaled) for user in _users(scaled)):
+    if is_last_of_its_layer(scaled):
         return WrittenNorm(None, kind)
     product = _only_user(scaled, *SCALING)
     factors = [] if product is None else product.args[-2:]  # addcmul adds its first argument

@@ -1167,6 +1167,17 @@ PRODUCTS = [
         {"a": "abcd", "up": "efghi", "down": "jklmno"},
         TOKENS,
     ),
+    Row("written into a part of zeros", one(), through(lambda a: _shifted(torch.zeros_like(a), a)), APART),
+    Row(
+        "written into a part of zeros of its shape",
+        one(),
+        through(lambda a: _shifted(torch.zeros(a.shape, dtype=a.dtype), a)),
+        APART,
+    ),
+    Row("written into a part of another value", one(), through(lambda a: _shifted(a.clone(), a)), APART),
+    Row("a number written into a part", one(), through(lambda a: _blanked(a.clone())), APART),
+    Row("written over some of the channels", one(), through(lambda a: _halves_swapped(a)), NOTHING),
+    Row("written into what a view shows later", one(), through(lambda a: _seen_later(a)), NOTHING),
     Row(
         "unpooling by the places of a pool shares the pool's channels",
         one(),
@@ -1348,3 +1359,31 @@ ALIASES = {
     "aten::half": "Tensor.half is recorded as aten::to",
     "aten::softsign": "softsign is recorded as abs, add and div",
 }
+
+
+def _shifted(made: Tensor, a: Tensor) -> Tensor:
+    made[:, :, 1:, :-1] = a[:, :, :-1, 1:]
+    made[:, :, :1] += a[:, :, -1:]
+    return made
+
+
+def _zeros(a: Tensor) -> Tensor:
+    return torch.zeros(a.shape, dtype=a.dtype)
+
+
+def _blanked(a: Tensor) -> Tensor:
+    a[:, :, :1] = 0
+    return a
+
+
+def _halves_swapped(a: Tensor) -> Tensor:
+    made = torch.zeros_like(a)
+    made[:, :2], made[:, 2:] = a[:, 2:], a[:, :2]
+    return made
+
+
+def _seen_later(a: Tensor) -> Tensor:
+    made = torch.zeros_like(a)
+    view = made[:, :, :2]
+    made[:, :, 1:] = a[:, :, :-1]
+    return made + view.mean()

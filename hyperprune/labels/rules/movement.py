@@ -254,6 +254,26 @@ def picked(call: Call) -> Any:
     return x.narrow(axis, 0, 1).expand(call.shape)
 
 
+@rule("slice_scatter")
+def written(call: Call) -> Any:
+    """A part of a tensor is replaced (``out[:, :, 1:] = y``): along channels, where its numbers are, these stay.
+
+    Zeros that are filled so have been made in the shape of what fills them.
+    """
+    whole, part = call.labels(call.arg("self")), call.labels(call.arg("src"))
+    axis = call.arg("dim", 0) % whole.ndim
+    if varies(whole, axis) or varies(part, axis - whole.ndim + part.ndim):
+        return call.give_up(SIZE_IN_FORWARD)
+    if call.is_elastic(part):
+        return whole
+    laid = thin(part).expand(call.shape)
+    if call.is_constant(whole) and call.choose("in its shape") != "freeze":
+        call.sized(*[extent(laid, at) for at in varying_axes(laid)])
+    elif not call.is_elastic(whole):
+        call.tie(whole, laid)
+    return laid
+
+
 @rule("gather")
 def gathered(call: Call) -> Any:
     """Picking positions by numbers that are computed, for each channel by itself: other axes keep their sizes."""
