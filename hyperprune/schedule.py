@@ -20,8 +20,7 @@ class Schedule:
     Attributes:
         dense: cost of the network with every unit.
         limits: bound on each budgeted resource at the end.
-        present: what the network took of each when the schedule was made.
-        starts: from where each limit falls: the present cost, or the budget where that is more.
+        starts: from where each limit falls: what the network took at ``begin``, the dense cost before it.
 
     Raises:
         BudgetError: the budget is above the dense cost or below what the floors allow.
@@ -48,17 +47,25 @@ class Schedule:
         self.limits = budget.limits(self.dense)
         self._solver = Solver(self._cost, self._ladder)
         self._solver.check(self.limits)
-        cost = self.cost(hyper.living())
-        self.present = {resource: of(cost, resource) for resource in self.limits}
-        self.starts = {resource: max(limit, self.present[resource]) for resource, limit in self.limits.items()}
+        self.starts: dict[str, int] = {}
 
     def cost(self, living: Tensor) -> Cost:
         """Return what the network of some units costs; bool, shape ``[units]``."""
         return self._cost.total(self._counts(living))
 
+    def begin(self, living: Tensor) -> Iterator[tuple[str, int, int]]:
+        """Let the limits fall from what these units cost; yield each resource below its limit, and the two amounts."""
+        cost = self.cost(living)
+        self.starts = {resource: of(cost, resource) for resource in self.limits}
+        for resource, limit in self.limits.items():
+            if self.starts[resource] < limit:
+                yield resource, self.starts[resource], limit
+
     def limits_at(self, share: float) -> dict[str, int]:
         """Return the limits when so much of the search is over, in [0, 1]."""
-        return {r: round(self.starts[r] * (1 - share) + limit * share) for r, limit in self.limits.items()}
+        starts = self.starts or {resource: of(self.dense, resource) for resource in self.limits}
+        limits = self.limits.items()
+        return {r: round(max(starts[r], limit) * (1 - share) + limit * share) for r, limit in limits}
 
     def kept(self, scores: np.ndarray, alive: Tensor, share: float) -> np.ndarray:
         """Return which units stay at a point of the search, bool, shape ``[units]``; of equals, those alive."""

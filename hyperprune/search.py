@@ -123,7 +123,6 @@ class Search:
         _check_numbers(steps, 1 if every is None else every)
         self._bank = hyper.bank
         self._schedule = Schedule(hyper, budget)
-        _warn_of_growth(self._schedule)
         self._optimizer = unwrapped(optimizer)
         self._sparsifier = Fisher() if sparsifier is None else sparsifier
         options = options_of(self._optimizer, self._bank.latents)
@@ -330,15 +329,29 @@ class Search:
         if gradient is not None:
             self._sparsifier.observe(self._bank, gradient)
 
+    def _begin(self) -> None:
+        """Start from what the network takes: a second search goes on where the first one ended."""
+        if self._schedule.starts:
+            return
+        for resource, now, limit in self._schedule.begin(self._bank.living()):
+            if limit - now > LARGEST_JUMP * limit:
+                warnings.warn(
+                    f"the network takes {now:,} {resource}, less than the {limit:,} of the budget: units that were "
+                    "removed come back at the last step, and must be trained then.",
+                    stacklevel=5,
+                )
+
     def _decide(self) -> None:
         """Let the solver name the units that are to go at the present point of the schedule."""
         self._require_sound()
+        self._begin()
         kept = self._schedule.kept(self._scores(), self._bank.alive > 0, self.step_count / self.steps)
         self._doomed = torch.from_numpy(~kept).to(self._bank.alive.device)
         self._prices = torch.as_tensor(self._schedule.relative_prices(self._bank.living())).to(self._bank.alive)
 
     def _finish(self) -> None:
         self._require_sound()
+        self._begin()
         kept = torch.from_numpy(self._schedule.kept_at_last(self._scores(), self._bank.alive > 0))
         self._warn_of_a_jump(kept)
         with torch.no_grad():
@@ -458,17 +471,6 @@ def _check_state(state: object, present: dict[str, Any]) -> None:
             raise SearchError(
                 f"the state is of a search with another {what}: {str(there)[:200]}; here it is {str(here)[:200]}. Make "
                 "network, Budget and sparsifier as they were when the state was saved, or start a new search."
-            )
-
-
-def _warn_of_growth(schedule: Schedule) -> None:
-    for resource, start in schedule.starts.items():
-        room = schedule.limits[resource] - schedule.present[resource]
-        if room > LARGEST_JUMP * start:
-            warnings.warn(
-                f"the network takes {schedule.present[resource]:,} {resource}, less than the {start:,} of the budget: "
-                "units that were removed come back at the last step, and must be trained then.",
-                stacklevel=4,
             )
 
 

@@ -517,8 +517,11 @@ def test_a_budget_above_what_is_left_is_warned_of() -> None:
     hyper = hyperize(sequential(), torch.randn(2, 3, 8, 8))
     hyper.bank.keep_(torch.arange(hyper.coupling.units) % 4 == 0)
     optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.01))
+    search = Search(hyper, optimizer, Budget(macs=0.9), steps=4)
+    hyper(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    optimizer.step()
     with pytest.warns(UserWarning, match=r"less than the .* of the budget: units that were removed come back"):
-        Search(hyper, optimizer, Budget(macs=0.9), steps=4)
+        search.step()
 
 
 def test_a_damaged_state_is_refused_and_nothing_has_changed() -> None:

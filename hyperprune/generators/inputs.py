@@ -52,10 +52,12 @@ def _gates_of_input(module: nn.Module, x: Any) -> Tensor | None:
     made = _made(module)
     if made is None or len(made) != 1 or getattr(module, "groups", 1) != 1 or type(x) is not Tensor:
         return None
-    generator, weight = made[0], made.original
-    if not generator.by_columns or x.numel() >= AS_LIGHT * weight.numel() or x.dtype != weight.dtype:
+    if not made[0].by_columns:
         return None
-    return generator.columns() if _is_wide(x) and _is_dense(x) else None
+    weight = made.original
+    if x.numel() >= AS_LIGHT * weight.numel() or x.dtype != weight.dtype:
+        return None
+    return cast(Tensor, made[0].columns()) if _is_wide(x) and _is_dense(x) else None
 
 
 def _made(module: nn.Module) -> Any:

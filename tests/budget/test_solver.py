@@ -185,10 +185,12 @@ def test_a_limit_out_of_reach_is_refused_with_the_three_floors_that_hold_most() 
 
 def test_where_no_floor_holds_anything_the_layers_that_stay_are_pointed_at() -> None:
     message = (
-        "macs=1 cannot be reached: the lowest is 8 (12.5% of dense), with the fewest channels everywhere. "
+        "macs=2 cannot be reached: the lowest is 8 (12.5% of dense), with the fewest channels everywhere. "
         "print(hyper.coupling) says which others stay, and why. Ask for more."
     )
     with pytest.raises(BudgetError, match=f"^{re.escape(message)}$"):
+        solver(Prices([8, 8], macs=[[3, 5]])).check({"macs": 2})
+    with pytest.raises(BudgetError, match=r"Ask for more. An int is a count; for all of the dense cost say 1.0.$"):
         solver(Prices([8, 8], macs=[[3, 5]])).check({"macs": 1})
 
 
