@@ -410,7 +410,7 @@ def with_firm_attributes(
             outcome = rehearse(model, couple(tried), inputs)
             if isinstance(outcome, Proof):
                 return tried
-            if outcome.modules and path not in outcome.modules:
+            if outcome.modules and set(alike).isdisjoint(outcome.modules):
                 elsewhere = elsewhere or tried
     return elsewhere
 
