@@ -61,9 +61,10 @@ class Living(nn.Module):
     def forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (self._shown(args[0]), *args[1:]), kwargs
-        name = next(iter(kwargs))
+        at = next((at for at, value in enumerate(args) if isinstance(value, Tensor)), None)
+        if at is not None:
+            return (*args[:at], self._shown(args[at]), *args[at + 1 :]), kwargs
+        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
         return args, {**kwargs, name: self._shown(kwargs[name])}
 
     def _shown(self, x: Tensor) -> Tensor:
@@ -145,13 +146,18 @@ class NormWeight(Generated):
 
 
 class SmallerOutput(nn.Module):
-    """Forward hook of a norm without a weight: its result, divided by what it is too large while searching."""
+    """Forward hook of a norm without a weight: its result, divided by what it is too large while searching.
+
+    A layer that hands out something else than a tensor hands it out as it is: the rehearsal tells that it is not exact.
+    """
 
     def __init__(self, living: Living) -> None:
         super().__init__()
         self._living = Reference(living)
 
-    def forward(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not isinstance(output, Tensor):
+            return output
         return output / self._living.target.too_large().to(output.dtype)
 
 

@@ -32,6 +32,7 @@ FEWEST = 8  # values per channel from which statistics are worth taking; a singl
 ENOUGH = 1024  # values per channel from which more add nothing: statistics need not be those of every pixel
 CLEAR = 1e-5  # bound on the error in float32; what is above it is looked at once more in float64
 FEW_UNITS = 8  # in a group, up to which it counts as small
+MOST_WAYS = 8  # attributes of one module that are tried one by one
 FEW = 3  # classes that multiply activations, up to which every combination of readings is tried
 FUSED = "scaled_dot_product_attention"
 AGAIN = 2  # runs in train mode that tell shapes drawn by chance from shapes that follow widths
@@ -426,7 +427,7 @@ def _ways_to_spare(names: Mapping[str, bool]) -> Iterator[list[str]]:
     """
     chance, others = ([name for name in names if names[name] == doubted] for doubted in (True, False))
     for first in [chance, []] if chance else [[]]:
-        yield from ([*first, name] for name in others[:FEWEST])
+        yield from ([*first, name] for name in others[:MOST_WAYS])
     if len(names) > 1 or chance:
         yield list(names)
 

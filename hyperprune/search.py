@@ -305,7 +305,7 @@ class Search:
         before = self._sparsifier.state_dict()
         try:
             self._sparsifier.load_state_dict(tree_map_only(Tensor, self._placed, state))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
             self._sparsifier.load_state_dict(before)
             raise SearchError(
                 f"the state's sparsifier is damaged ({type(error).__name__}: {error}): it is not what "
@@ -458,10 +458,8 @@ def _check_state(state: object, present: dict[str, Any]) -> None:
         raise SearchError(f"load_state_dict takes what Search.state_dict() returned, not {type(state).__name__}.")
     if missing := sorted(present.keys() - state.keys()):
         raise SearchError(f"the state lacks {missing[0]!r}: it is not what Search.state_dict() returned.")
-    _check_numbers(state["steps"], state["every"])
-    if type(state["step"]) is not int or not 0 <= state["step"] <= state["steps"]:
-        raise SearchError(f"the state is at step {state['step']!r} of {state['steps']}: it is damaged.")
-    if len(state["doomed"]) != len(present["doomed"]):
+    _check_fields(state, present["about"]["budget"])
+    if len(state["doomed"]) != len(present["doomed"]) or len(state["prices"]) != len(present["prices"]):
         raise SearchError(
             f"the state is of a search over {len(state['doomed'])} units, this network has {len(present['doomed'])}."
         )
@@ -472,6 +470,26 @@ def _check_state(state: object, present: dict[str, Any]) -> None:
                 f"the state is of a search with another {what}: {str(there)[:200]}; here it is {str(here)[:200]}. Make "
                 "network, Budget and sparsifier as they were when the state was saved, or start a new search."
             )
+
+
+def _check_fields(state: Mapping[str, Any], budget: Mapping[str, Any]) -> None:
+    """Refuse what no search can have written, before anything is taken over."""
+    _check_numbers(state["steps"], state["every"])
+    starts, step, observed = state["starts"], state["step"], state["observed"]
+    sound = {
+        "step": type(step) is int and 0 <= step <= state["steps"],
+        "observed": type(observed) is int and observed >= 0,
+        "done": type(state["done"]) is bool,
+        "about": isinstance(state["about"], Mapping),
+        "doomed": isinstance(state["doomed"], Tensor),
+        "prices": isinstance(state["prices"], Tensor),
+        "starts": isinstance(starts, Mapping)
+        and starts.keys() in (set(), budget.keys())
+        and all(isinstance(amount, int) for amount in starts.values()),
+    }
+    for name, holds in sound.items():
+        if not holds:
+            raise SearchError(f"the state's {name!r} is damaged: {reprlib.repr(state[name])}.")
 
 
 def _require_rate(sparsifier: Sparsifier, options: dict[str, Any], optimizer: str) -> None:

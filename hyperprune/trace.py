@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -367,8 +368,10 @@ def _export(model: nn.Module, inputs: ExampleInputs) -> Trace:
 
 
 def _program(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:
-    with plain_outputs(model), redirect_stderr(StringIO()):  # torch prints the whole graph where a trace fails
-        return torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
+    with plain_outputs(model), redirect_stderr(StringIO()) as said:  # torch prints the whole graph where a trace fails
+        program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
+    sys.stderr.write(said.getvalue())
+    return program
 
 
 def _drop_idle_(graph: torch.fx.Graph) -> None:

@@ -47,10 +47,9 @@ def _is_seen_by_no_other(base: Any, write: Node) -> bool:
     """Say whether a tensor has its own memory, and nothing that shares it is used behind the write."""
     if base.op != "call_function" or _shares_memory(base):
         return False
-    places = {node: at for at, node in enumerate(write.graph.nodes)}
-    queue = [user for user in base.users if _shares_memory(user) and places[user] < places[write]]
+    queue = [user for user in base.users if _shares_memory(user) and user < write]
     for view in queue:
-        if any(places[user] > places[write] for user in view.users):
+        if any(user > write for user in view.users):
             return False
         queue += [user for user in view.users if user is not write and _shares_memory(user)]
     return True
@@ -63,14 +62,13 @@ def _shares_memory(node: Node) -> bool:
 
 def _settle_(graph: Graph, write: Node, slices: list[Node]) -> None:
     made: Any = write.args[1]
-    behind = set(list(graph.nodes)[list(graph.nodes).index(write) :])
     with graph.inserting_before(write):
         for part in slices:
             whole: Any = part.args[0]
             made = graph.call_function(_SCATTER, (whole, made, *part.args[1:]), dict(part.kwargs))
             made.meta = {**write.meta, "val": whole.meta["val"]}
     base: Any = slices[-1].args[0]
-    base.replace_all_uses_with(made, delete_user_cb=lambda user: user in behind)
+    base.replace_all_uses_with(made, delete_user_cb=lambda user: user > write)
     graph.erase_node(write)
     for part in slices:
         if not part.users:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hyperprune import export_pruned, hyperize
 from hyperprune.export import export_with_proof
+from hyperprune.labels.reasons import REDUCED
 from tests.halving import halved, units_of
 from tests.models import Net
 
@@ -373,3 +374,80 @@ def test_a_layer_that_goes_on_after_its_norm_keeps_its_channels() -> None:
     hyper = hyperize(Residual(ThenShifted()), torch.randn(2, 3, 4, 4))
     assert hyper.coupling.norms == ()
     assert "embed" not in {group.name for group in hyper.coupling.groups}
+
+
+class Shared(nn.Module):
+    """One PixelNorm behind two layers of different widths, as in ProGAN's blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 10, 1), nn.Conv2d(10, 16, 1)
+        self.d, self.norm = nn.Conv2d(16, 4, 1), PixelNorm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(torch.relu(self.b(self.norm(torch.relu(self.a(x))))))
+        return self.d(torch.relu(self.c(y)))
+
+
+class Auxiliary(nn.Module):
+    """The same norm once more in train mode, over channels that stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(3, 12, 1), nn.Conv2d(3, 12, 1), PixelNorm()
+        self.p = nn.Sequential(nn.Conv2d(12, 6, 1), nn.Conv2d(6, 4, 1))
+        self.q = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.p(self.norm(self.a(x)))
+        return (y, self.q(self.norm(self.b(x)))) if self.training else y
+
+
+class InATuple(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x / torch.sqrt(x.pow(2).mean(1, keepdim=True) + 1e-6),)
+
+
+class Behind(nn.Module):
+    """Its tensor is not its first argument."""
+
+    def forward(self, scale: None, *, x: Tensor) -> Tensor:
+        return x / torch.sqrt(x.pow(2).mean(1, keepdim=True) + 1e-6)
+
+
+@pytest.mark.parametrize("model", [Shared, Auxiliary])
+def test_a_norm_without_a_weight_that_is_called_twice_keeps_its_channels(model: type[nn.Module]) -> None:
+    hyper = hyperize(model(), torch.randn(2, 3, 4, 4))
+    assert hyper.coupling.norms == ()
+    assert {frozen.reason for frozen in hyper.coupling.frozen if frozen.layer == "a"} == {REDUCED}
+
+
+@pytest.mark.parametrize(("norm", "calls"), [(InATuple, lambda n, x: n(x)[0]), (Behind, lambda n, x: n(None, x=x))])
+def test_other_ways_to_call_a_norm_without_a_weight_are_exact_or_keep_its_channels(norm: Any, calls: Any) -> None:
+    made = Net(
+        {"a": nn.Conv2d(3, 12, 1), "norm": norm(), "b": nn.Conv2d(12, 9, 1), "out": nn.Conv2d(9, 2, 1)},
+        lambda net, x: net.out(net.b(calls(net.norm, net.a(x))).relu()),
+    )
+    hyper = hyperize(made, torch.randn(2, 3, 4, 4))
+    assert "b" in {group.name for group in hyper.coupling.groups}
+    hyper.bank.keep_(torch.arange(hyper.coupling.units) % 2 == 0)
+    export_pruned(hyper)
+
+
+def bare_rms(layer: Any, x: Tensor) -> Tensor:
+    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6)
+
+
+def weighted_rms(layer: Any, x: Tensor) -> Tensor:
+    return bare_rms(layer, x) * layer.weight
+
+
+@pytest.mark.parametrize("weight", [None, nn.Parameter(torch.rand(12) + 0.5)], ids=["bare", "weighted"])
+def test_a_written_out_norm_over_the_last_axis_serves_inputs_of_any_rank(weight: nn.Parameter | None) -> None:
+    norm = Net({} if weight is None else {"weight": weight}, bare_rms if weight is None else weighted_rms)
+    hyper = hyperize(nn.Sequential(nn.Linear(8, 12), norm, nn.Linear(12, 4)), torch.randn(2, 5, 8)).eval()
+    hyper.bank.keep_(torch.arange(12) % 3 != 0)
+    slim = export_pruned(hyper).eval()
+    for shape in ((5, 8), (2, 5, 8), (3, 2, 12, 8)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(slim(x), hyper(x))

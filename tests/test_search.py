@@ -532,7 +532,12 @@ def test_a_damaged_state_is_refused_and_nothing_has_changed() -> None:
     optimizer.step()
     search.step()
     good = search.state_dict()
-    for damage in ({"sparsifier": {}}, {"step": 5}, {"step": "1"}, {"steps": "4"}, {"every": 0}):
+    damages: list[dict[str, Any]] = [
+        *({"sparsifier": {}}, {"sparsifier": torch.ones(1)}, {"step": 5}, {"step": "1"}, {"steps": "4"}, {"every": 0}),
+        *({"starts": bad} for bad in (None, "x", -3, {"params": 3}, {"macs": "3"})),
+        *({"observed": -3}, {"done": 1}, {"about": []}, {"doomed": None}, {"prices": -3}, {"prices": torch.ones(1)}),
+    ]
+    for damage in damages:
         with pytest.raises(SearchError):
             search.load_state_dict({**good, **damage})
     now = search.state_dict()

@@ -75,10 +75,17 @@ def note(weight: Tensor, make: Callable[..., Tensor], *sources: Tensor) -> Tenso
         make: a function of ``sources``.
         sources: tensors that live as long as the layer, or are small.
     """
-    if _window.made is not None:
-        kept = tuple(Kept.of(source.detach()) for source in sources)
-        _window.made[weight.untyped_storage().data_ptr()] = (weight, make, kept)
+    if _window.made is not None and (address := _address(weight)) is not None:
+        _window.made[address] = (weight, make, tuple(Kept.of(source.detach()) for source in sources))
     return weight
+
+
+def _address(tensor: Tensor) -> int | None:
+    """Return where a tensor's memory begins; None for those of torch.func, which have none of their own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def in_window(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,7 +116,8 @@ def _may_open() -> bool:
 
 
 def _pack(tensor: Tensor) -> Kept | Note:
-    found = (_window.made or {}).get(tensor.untyped_storage().data_ptr())
+    address = _address(tensor)
+    found = None if address is None or _window.made is None else _window.made.get(address)
     if found is None or found[0].dtype != tensor.dtype:
         return Kept.of(tensor)
     return Note(found[1], found[2], tensor.size(), tensor.stride(), int(tensor.storage_offset()))

@@ -35,6 +35,14 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        weight, gates = ctx.saved_tensors
+        of_weight, of_gates = tangents
+        parts = [of_weight * gates] if of_weight is not None else []
+        return sum(parts + ([weight * of_gates] if of_gates is not None else []))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:

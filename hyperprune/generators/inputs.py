@@ -66,7 +66,9 @@ def _made(module: nn.Module) -> Any:
 
 
 def _is_wide(x: Tensor) -> bool:
-    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+    kind = x.device.type
+    narrowed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return x.dtype in (torch.float32, torch.float64) and not narrowed
 
 
 def _is_dense(x: Tensor) -> bool:

@@ -91,6 +91,18 @@ def has_twins(node: torch.fx.Node) -> bool:
     return any(other.args[1:] == node.args[1:] and owner(other) == owner(node) for other in others)
 
 
+def is_all_of_its_layer(node: torch.fx.Node, made: torch.fx.Node) -> bool:
+    """Say whether a layer is called once, is given one tensor, and hands out what this call leads to.
+
+    Its input and its output may then be shown otherwise for this call's sake.
+    """
+    layer = owner(node)
+    inside = [other for other in node.graph.nodes if f"{owner(other)}.".startswith(f"{layer}.")]
+    given = {source for other in inside for source in other.all_input_nodes if source not in inside}
+    once = sum(other.target == node.target for other in inside) == 1
+    return once and len(given) == 1 and is_last_of_its_layer(made)
+
+
 def is_last_of_its_layer(node: torch.fx.Node) -> bool:
     """Say whether what a call makes is used outside the layer that makes it alone, but for casts: it is its output."""
     layer = owner(node)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch.fx
 
 from hyperprune.labels.ledger import NormKind
-from hyperprune.labels.lookahead import CASTS, is_last_of_its_layer, plain_name
+from hyperprune.labels.lookahead import CASTS, is_all_of_its_layer, plain_name
 from hyperprune.trace import owner
 
 PASSING = (*CASTS, "alias")
@@ -55,6 +55,8 @@ def _rms_norm(x: torch.fx.Node, squares: torch.fx.Node, mean: torch.fx.Node) -> 
         return None
     if not _is_all_that_happens(x, mean, {squares, scaled}) or (not inverse and _uncast(scaled.args[0]) is not x):
         return None
+    if is_all_of_its_layer(mean, scaled):
+        return WrittenNorm(None, "rms")
     return _weighted(scaled, "rms")
 
 
@@ -74,7 +76,9 @@ def _layer_norm(x: torch.fx.Node, mean: object) -> WrittenNorm | None:
     if set(onward) != {*squares, scaled} or len(squares) > 1 or (not inverse and _uncast(scaled.args[0]) not in off):
         return None
     inside = {mean, *off, *([] if squares else variances)}
-    return _weighted(scaled, "layer") if _is_all_that_happens(x, mean, inside) else None
+    if not _is_all_that_happens(x, mean, inside):
+        return None
+    return WrittenNorm(None, "layer") if is_all_of_its_layer(mean, scaled) else _weighted(scaled, "layer")
 
 
 def _response_norm(x: torch.fx.Node, lengths: torch.fx.Node, mean: torch.fx.Node) -> WrittenNorm | None:
@@ -96,9 +100,7 @@ def _divided_by_root(variance: torch.fx.Node) -> tuple[torch.fx.Node | None, boo
 
 
 def _weighted(scaled: torch.fx.Node, kind: NormKind) -> WrittenNorm | None:
-    """Return the norm, if a parameter scales its result, and does nothing but scale; or if nothing else happens."""
-    if is_last_of_its_layer(scaled):
-        return WrittenNorm(None, kind)
+    """Return the norm, if a parameter scales its result, and does nothing but scale."""
     product = _only_user(scaled, *SCALING)
     factors = [] if product is None else product.args[-2:]  # addcmul adds its first argument
     sources = [_shifted(factor) for factor in factors]
@@ -169,6 +171,8 @@ def _shifted(value: object) -> tuple[torch.fx.Node | None, float]:
     """Return where a factor comes from, and the number that was added to it."""
     source = _source(value)
     if source is None or plain_name(source) != "add":
+        return source, 0.0
+    if source.kwargs.get("alpha", 1) != 1:
         return source, 0.0
     numbers = [float(arg) for arg in source.args if isinstance(arg, (int, float))]
     others = [arg for arg in source.args if isinstance(arg, torch.fx.Node)]

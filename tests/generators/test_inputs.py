@@ -114,3 +114,28 @@ def test_the_export_of_a_searched_network_is_exact() -> None:
     hyper.bank.keep_(random_half(hyper, torch.Generator().manual_seed(0)))
     slim = export_pruned(hyper)
     torch.testing.assert_close(slim(X), hyper(X), rtol=1e-5, atol=1e-6)
+
+
+def test_transforms_of_torch_func_and_other_devices_work() -> None:
+    hyper = hyperize(deep(), X).eval()
+    expected = hyper(X)
+    each = torch.func.vmap(lambda image: hyper(image[None])[0])(X)
+    torch.testing.assert_close(each, expected)
+    tangent = torch.randn_like(X)
+    _, along = torch.func.jvp(hyper, (X,), (tangent,))
+    step = 1e-6
+    finite = hyper.double()(X.double() + step * tangent) - hyper(X.double() - step * tangent)
+    torch.testing.assert_close(along.double(), finite / (2 * step), rtol=1e-3, atol=1e-4)
+    assert hyper.float().to("meta")(X.to("meta")).shape == expected.shape
+
+
+def test_gradients_of_gradients_are_those_of_gated_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    hyper, x = hyperize(deep(), X).train().double(), X.double().requires_grad_()
+
+    def twice() -> Tensor:
+        (first,) = torch.autograd.grad(hyper(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), hyper.bank.latents)[0]
+
+    of_inputs = twice()
+    monkeypatch.setattr(inputs, "_gates_of_input", never)
+    torch.testing.assert_close(of_inputs, twice())

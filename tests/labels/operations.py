@@ -1367,10 +1367,6 @@ def _shifted(made: Tensor, a: Tensor) -> Tensor:
     return made
 
 
-def _zeros(a: Tensor) -> Tensor:
-    return torch.zeros(a.shape, dtype=a.dtype)
-
-
 def _blanked(a: Tensor) -> Tensor:
     a[:, :, :1] = 0
     return a

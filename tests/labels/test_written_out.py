@@ -132,7 +132,7 @@ def test_a_norm_that_a_layer_writes_out_is_known_by_its_scale(form: str) -> None
     written, kind = KNOWN[form]
     coupling = couple(network(written), torch.randn(1, 4, 3))
     (norm,) = coupling.norms
-    assert (norm.module, norm.weight, norm.axis, norm.kind) == ("1", "1.scale", 2, kind)
+    assert (norm.module, norm.weight, norm.axis, norm.kind) == ("1", "1.scale", -1, kind)
     assert coupling.units == WIDTH
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hyperprune.labels.arrays import extent, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import NormCall, NormKind, Standardised, TensorRef
-from hyperprune.labels.lookahead import NORM_READINGS, is_last_of_its_layer, splits_channels
+from hyperprune.labels.lookahead import NORM_READINGS, is_all_of_its_layer, splits_channels
 from hyperprune.labels.reasons import COMPUTED, MIXED_NORM, POSITIONS
 from hyperprune.labels.registry import rule
 from hyperprune.labels.standardised import reads_what_enters
@@ -201,7 +201,7 @@ def _mixing_norm(
     call: Call, x: Tensor, axis: int, groups: int = 1, kind: NormKind = "layer", spatial: bool = False
 ) -> Any:
     weight, bias = call.arg("weight"), call.arg("bias")
-    bare = weight is None and bias is None and is_last_of_its_layer(call.node)
+    bare = weight is None and bias is None and is_all_of_its_layer(call.node, call.node)
     if groups == 1 and set(varying_axes(x)) - {axis}:
         return _inside_heads(call, x, axis)
     channels = call.channels(x, axis)

@@ -47,7 +47,8 @@ def _turned(call: Call) -> Turned | None:
     matrix = call.arg("self")
     if type(matrix) is not TensorRef or not matrix.is_parameter or len(matrix.shape) != 2:
         return None
-    turned = call.operator.removeprefix("aten::") in TURNING and call.node.meta["val"].stride(0) == 1
+    before, after = (node.meta["val"].stride() for node in (call.node.all_input_nodes[0], call.node))
+    turned = call.operator.removeprefix("aten::") in TURNING and after == before[::-1]
     return Turned(matrix.name, matrix.shape[::-1], True) if turned and is_right_factor(call.node) else None
 
 

@@ -85,7 +85,8 @@ def _is_of_a_written_norm(call: Call, x: Tensor, axis: int) -> bool:
     if norm.weight is not None and not call.owns(weight):
         return False
     name = f"{call.origin.module}." if norm.weight is None else weight.name
-    call.living_norm(NormCall(name, call.channels(x, axis), axis, kind=norm.kind, offset=norm.offset))
+    last = -1 if axis == x.ndim - 1 else axis  # counted from the end: inputs may differ in rank
+    call.living_norm(NormCall(name, call.channels(x, axis), last, kind=norm.kind, offset=norm.offset))
     return True
 
 
