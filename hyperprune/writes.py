@@ -25,7 +25,7 @@ def settle_writes_(graph: Graph) -> Graph:
         ...         return out
         >>> graph = torch.export.export(Shifted(), (torch.ones(2, 3),), strict=False).graph
         >>> [node.name for node in settle_writes_(graph).nodes if node.op == "call_function"]
-        ['zeros_like', 'slice_1', 'slice_scatter']
+        ['zeros_like', 'slice_1', 'slice_scatter_default']
     """
     for node in list(graph.nodes):
         if node.target is _COPY and isinstance(node.args[1], Node):
