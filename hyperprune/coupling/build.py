@@ -170,9 +170,7 @@ def _freeze_shared(ledger: Ledger, model: nn.Module) -> None:
 
 def _freeze_closed(ledger: Ledger, closed: Iterable[str]) -> None:
     for path in closed:
-        for tensor in ledger.tensors:
-            if tensor.startswith(f"{path}."):
-                _hold(ledger, tensor, SIZE_IN_FORWARD, Origin("", path, ""))
+        _hold_module(ledger, path, SIZE_IN_FORWARD)
 
 
 def _freeze_parametrized(ledger: Ledger, model: nn.Module) -> None:
@@ -184,9 +182,13 @@ def _freeze_parametrized(ledger: Ledger, model: nn.Module) -> None:
         if freeze.reason == COMPUTED and freeze.origin.module in paths:
             ledger.freezes[at] = replace(freeze, reason=PARAMETRIZED)
     for path in paths:
-        for tensor in ledger.tensors:
-            if tensor.startswith(f"{path}." if path else ""):
-                _hold(ledger, tensor, PARAMETRIZED, Origin("", path, ""))
+        _hold_module(ledger, path, PARAMETRIZED)
+
+
+def _hold_module(ledger: Ledger, path: str, reason: str) -> None:
+    for tensor in ledger.tensors:
+        if tensor.startswith(f"{path}." if path else ""):
+            _hold(ledger, tensor, reason, Origin("", path, ""))
 
 
 def _freeze_held(ledger: Ledger, held: Iterable[Held]) -> None:

@@ -24,7 +24,7 @@ from hyperprune.labels.ledger import (
     Tie,
     UseCall,
 )
-from hyperprune.labels.lookahead import is_a_layers_own
+from hyperprune.labels.lookahead import is_a_layers_own, is_within
 from hyperprune.labels.reasons import CONSTANT, FIXED, SEVERAL_AXES
 from hyperprune.trace import Origin, origin, owner
 
@@ -224,8 +224,8 @@ class Call:
         """Return the labels of the tensors that enter the module whose ``forward`` makes this call."""
         layer, found = owner(self.node), dict[torch.fx.Node, None]()
         for node in self._values:
-            if _within(owner(node), layer):
-                found.update((source, None) for source in node.all_input_nodes if not _within(owner(source), layer))
+            if is_within(owner(node), layer):
+                found.update((source, None) for source in node.all_input_nodes if not is_within(owner(source), layer))
         values = [self._values.get(node) for node in found]
         return [value for value in values if isinstance(value, Tensor)]
 
@@ -240,6 +240,10 @@ class Call:
     def owns(self, value: Any) -> TypeGuard[TensorRef]:
         """Say whether a value is a parameter or buffer of the very layer whose ``forward`` makes this call."""
         return isinstance(value, TensorRef) and value.name.rpartition(".")[0] == self.origin.module
+
+    def name_of_norm(self, weight: TensorRef | None) -> str:
+        """Return the name of a norm's scale; of one without, its layer's with a dot behind it."""
+        return f"{self.origin.module}." if weight is None else weight.name
 
     def living_norm(self, norm: NormCall) -> None:
         """Note that this layer's statistics are to run over the living channels while searching."""
@@ -282,7 +286,3 @@ class Call:
         if isinstance(value, (tuple, list)):
             return [self.pinned(reason, tuple(v.shape)) if isinstance(v, Tensor) else None for v in value]
         return self.pinned(reason, tuple(value.shape)) if isinstance(value, Tensor) else None
-
-
-def _within(path: str, module: str) -> bool:
-    return path == module or path.startswith(f"{module}.")

@@ -77,6 +77,11 @@ def is_a_layers_own(node: torch.fx.Node) -> bool:
     return bool(users) and all(plain_name(user) in WEIGHTED and node in user.args[1:3] for user in users)
 
 
+def is_within(path: str, module: str) -> bool:
+    """Say whether a path is that of a module or of one inside it."""
+    return path == module or path.startswith(f"{module}.")
+
+
 def is_right_factor(node: torch.fx.Node) -> bool:
     """Say whether a value is the right factor of products of matrices, and used nowhere else."""
     users = list(node.users)
@@ -96,17 +101,18 @@ def is_all_of_its_layer(node: torch.fx.Node, made: torch.fx.Node) -> bool:
 
     Its input and its output may then be shown otherwise for this call's sake.
     """
+    if not is_last_of_its_layer(made):
+        return False
     layer = owner(node)
-    inside = [other for other in node.graph.nodes if f"{owner(other)}.".startswith(f"{layer}.")]
+    inside = [other for other in node.graph.nodes if is_within(owner(other), layer)]
     given = {source for other in inside for source in other.all_input_nodes if source not in inside}
-    once = sum(other.target == node.target for other in inside) == 1
-    return once and len(given) == 1 and is_last_of_its_layer(made)
+    return sum(other.target == node.target for other in inside) == len(given) == 1
 
 
 def is_last_of_its_layer(node: torch.fx.Node) -> bool:
     """Say whether what a call makes is used outside the layer that makes it alone, but for casts: it is its output."""
     layer = owner(node)
-    inside = [user for user in node.users if f"{owner(user)}.".startswith(f"{layer}.")]
+    inside = [user for user in node.users if is_within(owner(user), layer)]
     return bool(layer) and all(plain_name(user) in CASTS and is_last_of_its_layer(user) for user in inside)
 
 

@@ -1128,6 +1128,13 @@ def _looked_up(net: Any, x: Tensor) -> Tensor:
 
 
 BY_HEADS = {"q": "aabbcc", "k": "aabbcc", "v": "aabbcc"}
+TURNS: dict[str, Callable[[Tensor], Tensor]] = {
+    "T": lambda weight: weight.T,
+    "t()": lambda weight: weight.t(),
+    "mT": lambda weight: weight.mT,
+    "transpose": lambda weight: weight.transpose(0, 1),
+    "permute": lambda weight: weight.permute(1, 0),
+}
 PRODUCTS = [
     Row("fused attention goes by heads", projections, heads(F.scaled_dot_product_attention), BY_HEADS, TOKENS),
     Row(
@@ -1220,40 +1227,15 @@ PRODUCTS = [
         {"a": "abcd", "weight": "efghi", "bias": "efghi"},
         (2, 3),
     ),
-    Row(
-        "a matrix turned by T on its way to a product is that of a linear layer",
-        lambda: {**flat(4, 5)(), "weight": nn.Parameter(torch.randn(5, 4))},
-        lambda net, x: net.out(net.a(x) @ net.weight.T),
-        {"a": "abcd", "weight": "efghi"},
-        TOKENS,
-    ),
-    Row(
-        "a matrix turned by t() on its way to a product is that of a linear layer",
-        lambda: {**flat(4, 5)(), "weight": nn.Parameter(torch.randn(5, 4))},
-        lambda net, x: net.out(net.a(x) @ net.weight.t()),
-        {"a": "abcd", "weight": "efghi"},
-        TOKENS,
-    ),
-    Row(
-        "a matrix turned by mT on its way to a product is that of a linear layer",
-        lambda: {**flat(4, 5)(), "weight": nn.Parameter(torch.randn(5, 4))},
-        lambda net, x: net.out(net.a(x) @ net.weight.mT),
-        {"a": "abcd", "weight": "efghi"},
-        TOKENS,
-    ),
-    Row(
-        "a matrix turned by transpose on its way to a product is that of a linear layer",
-        lambda: {**flat(4, 5)(), "weight": nn.Parameter(torch.randn(5, 4))},
-        lambda net, x: net.out(net.a(x) @ net.weight.transpose(0, 1)),
-        {"a": "abcd", "weight": "efghi"},
-        TOKENS,
-    ),
-    Row(
-        "a matrix turned by permute on its way to a product is that of a linear layer",
-        lambda: {**flat(4, 5)(), "weight": nn.Parameter(torch.randn(5, 4))},
-        lambda net, x: net.out(net.a(x) @ net.weight.permute(1, 0)),
-        {"a": "abcd", "weight": "efghi"},
-        TOKENS,
+    *(
+        Row(
+            f"a matrix turned by {name} on its way to a product is that of a linear layer",
+            lambda: {**flat(4, 5)(), "weight": nn.Parameter(torch.randn(5, 4))},
+            lambda net, x, turned=turned: net.out(net.a(x) @ turned(net.weight)),
+            {"a": "abcd", "weight": "efghi"},
+            TOKENS,
+        )
+        for name, turned in TURNS.items()
     ),
     Row(
         "so is one that a vector is added to",

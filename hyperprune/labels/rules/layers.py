@@ -219,8 +219,7 @@ def _mixing_norm(
     last = not spatial and varying[0] == entering.ndim - 1  # counted from the end: inputs may differ in rank
     if bare:
         call.sized(channels[:, None])
-    name = f"{call.origin.module}." if bare else weight.name
-    call.living_norm(NormCall(name, channels, -1 if last else varying[0], groups, kind, spatial))
+    call.living_norm(NormCall(call.name_of_norm(weight), channels, -1 if last else varying[0], groups, kind, spatial))
     return call.along(channels, axis)
 
 

@@ -84,9 +84,10 @@ def _is_of_a_written_norm(call: Call, x: Tensor, axis: int) -> bool:
     weight = call.value(norm.weight)
     if norm.weight is not None and not call.owns(weight):
         return False
-    name = f"{call.origin.module}." if norm.weight is None else weight.name
     last = -1 if axis == x.ndim - 1 else axis  # counted from the end: inputs may differ in rank
-    call.living_norm(NormCall(name, call.channels(x, axis), last, kind=norm.kind, offset=norm.offset))
+    call.living_norm(
+        NormCall(call.name_of_norm(weight), call.channels(x, axis), last, kind=norm.kind, offset=norm.offset)
+    )
     return True
 
 
