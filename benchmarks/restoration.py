@@ -70,12 +70,15 @@ class Task:
     """One network and what it learns; rows are comparable only under equal tasks.
 
     Attributes:
+        name: on the command line and in the results.
+        network: one of ``NETWORKS``.
         sigma: noise in grey levels of 255 that is to be removed, or None.
         scale: factor by which images are to be enlarged (1: none).
         patch: side of a training patch, in pixels of what the network gets.
     """
 
     name: str
+    network: str
     sigma: float | None
     scale: int
     patch: int
@@ -108,9 +111,16 @@ class Task:
 
 
 TASKS = {
-    "dncnn": Task("dncnn", 25.0, 1, 32, 16, 1000, 200, 2000, 1e-3, 1e-3),
-    "srresnet": Task("srresnet", None, 4, 12, 8, 1000, 200, 2000, 1e-3, 1e-3),
-    "edsr": Task("edsr", None, 4, 12, 8, 1000, 200, 2000, 5e-4, 5e-4),
+    task.name: task
+    for task in (
+        Task("dncnn", "dncnn", 25.0, 1, 32, 16, 1000, 200, 2000, 1e-3, 1e-3),
+        Task("srresnet", "srresnet", None, 4, 12, 8, 1000, 200, 2000, 1e-3, 1e-3),
+        Task("edsr", "edsr", None, 4, 12, 8, 1000, 200, 2000, 5e-4, 5e-4),
+        Task("dncnn-twice", "dncnn", 25.0, 1, 32, 16, 2000, 400, 4000, 1e-3, 1e-3),
+        Task("srresnet-twice", "srresnet", None, 4, 12, 8, 2000, 400, 4000, 1e-3, 1e-3),
+        Task("srresnet-24px", "srresnet", None, 4, 24, 8, 1000, 200, 2000, 1e-3, 1e-3),
+        Task("edsr-twice", "edsr", None, 4, 12, 8, 2000, 400, 4000, 5e-4, 5e-4),
+    )
 }
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"dncnn": DnCNN, "srresnet": SRResNet, "edsr": EDSR}
 
@@ -187,10 +197,10 @@ def train(task: Task, model: nn.Module, feed: Iterator[Batch]) -> None:
 
 def dense_network(task: Task, pairs: Sequence[Pair], cache: Path, seed: int) -> nn.Module:
     """Return the dense network of a seed, trained by an earlier call or by this one."""
-    numbers = (task.patch, task.batch_size, task.dense_steps, task.dense_lr, seed)
-    path = cache / f"{task.name}-{'-'.join(map(str, numbers))}.safetensors"
+    numbers = (task.patch, task.batch_size, task.dense_steps, task.dense_lr, seed, precision(CPU))
+    path = cache / f"{task.network}-{'-'.join(map(str, numbers))}.safetensors"
     torch.manual_seed(seed)
-    model = NETWORKS[task.name]().to(memory_format=layout(CPU))
+    model = NETWORKS[task.network]().to(memory_format=layout(CPU))
     if path.exists():
         model.load_state_dict(load_file(path), strict=True)
         return model

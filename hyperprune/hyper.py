@@ -21,6 +21,7 @@ from hyperprune.edits import edited
 from hyperprune.errors import ModelError, NothingPrunableError
 from hyperprune.generators import Generator, Lean, attach, generated
 from hyperprune.labels import Attention, flow, norms_in_groups
+from hyperprune.labels.reasons import REMEDIES
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
@@ -405,6 +406,7 @@ def _require_something(coupling: CouplingMap, model: nn.Module) -> None:
         "  no layer was met whose weight is a parameter with one axis for what it reads and one for what it makes: "
         "weights that forward() computes (quantised, modulated) and tensors of experts or heads stay whole."
     ]
+    reasons += dict.fromkeys(f"what helps: {REMEDIES[f.reason]}." for f in coupling.frozen if f.reason in REMEDIES)
     raise NothingPrunableError(
         f"nothing in {type(model).__name__} can be removed without changing its outputs:\n" + "\n".join(reasons)
     )

@@ -61,8 +61,8 @@ PRESETS: dict[str, dict[str, Course]] = {
     "cpu-bf16": {
         "ResNet-20": Course(1800, 600, 300),
         "ResNet-56": Course(900, 300, 150),
-        "VGG-16-BN": Course(400, 160, 80),
-        "MobileNetV2": Course(400, 160, 80, batch_size=64),
+        "VGG-16-BN": Course(400, 160, 80, dense_lr=0.01, lr=0.005),
+        "MobileNetV2": Course(400, 160, 80, batch_size=64, dense_lr=0.03, lr=0.015),
     },
     "gpu": {
         name: Course(16_000, 5_000, 3_000, batch_size=256, dense_lr=0.2)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hyperprune.errors import UnknownNameError
+from hyperprune.labels.reasons import REMEDIES
 
 if TYPE_CHECKING:
     from hyperprune.coupling.map import CouplingMap, Group
@@ -54,6 +55,7 @@ def explanation(coupling: CouplingMap, layer: str) -> str:
         if stays.layer == layer:
             where = f": {stays.where}" if stays.where else ""
             lines.append(f"{stays.channels} channels made by {layer} stay: {stays.reason}{where}.")
+            lines += [f"  What helps: {REMEDIES[stays.reason]}."] if stays.reason in REMEDIES else []
     if not lines:
         known = sorted({name for group in coupling.groups for name in (*group.makers, *group.readers)})
         raise UnknownNameError(f"the analysis met no layer {layer!r}; it met: {', '.join(known)}")

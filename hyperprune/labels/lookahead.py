@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 import torch.fx
 
+from hyperprune.labels.arrays import spread, varying_axes
 from hyperprune.trace import owner
 
 ATTENTION = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum")
 PASSED = {
     *("getitem", "permute", "transpose", "t", "mT", "unbind", "select", "slice", "chunk", "split", "split_with_sizes"),
     *("contiguous", "clone", "reshape", "view", "flatten", "unsqueeze", "squeeze", "expand", "cat", "alias", "detach"),
-    *("repeat_interleave", "repeat"),
+    *("repeat_interleave", "repeat", "view_as_complex", "view_as_real", "type_as"),
     *("mul", "div", "add", "relu", "elu", "softmax", "sigmoid", "layer_norm", "rms_norm", "to", "_to_copy"),
 }
 FARTHEST = 40
 EACH_BY_ITSELF = ("batch_norm", "relu", "relu6", "silu", "gelu", "hardswish", "hardtanh", "dropout", "leaky_relu")
+TURNED = ("permute", "transpose", "movedim", "swapaxes", "swapdims")
 VIEWS = ("view", "reshape", "unflatten")
 CASTS = ("to", "_to_copy", "type_as", "float", "half", "bfloat16", "double")
 RESIZED = ("group_norm", "instance_norm", "tanh", "elu", "prelu", "mul", "upsample_nearest2d", "upsample_bilinear2d")
@@ -52,6 +55,25 @@ def image_axis(node: torch.fx.Node) -> tuple[int, ...]:
         if name in (*EACH_BY_ITSELF, *RESIZED):
             queue += [other for other in user.users if other not in queue]
     return ()
+
+
+def is_taken_apart(node: torch.fx.Node, axis: int) -> bool:
+    """Say whether the positions along an axis are next used one by one, as the two parts of complex numbers are."""
+    return any(_takes_apart(user, axis) for user in node.users)
+
+
+def _takes_apart(user: torch.fx.Node, axis: int) -> bool:
+    name, before = plain_name(user), user.all_input_nodes[0].meta["val"]
+    rank = before.ndim
+    if name in ("select", "unbind"):
+        return (user.args[1] if len(user.args) > 1 else 0) % rank == axis
+    if name == "view_as_complex":
+        return axis == rank - 1
+    if name in TURNED:
+        marked = spread(torch.arange(before.shape[axis]), before.shape, axis)
+        moved = varying_axes(user.target(marked, *user.args[1:], **user.kwargs))  # type: ignore[operator]
+        return any(is_taken_apart(user, at) for at in moved)
+    return name in ("contiguous", "clone") and is_taken_apart(user, axis)
 
 
 def splits_channels(node: torch.fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""Why channels stay, in the words that reports show."""
+"""Why channels stay, and what its author can do about it, in the words that reports show."""
 
 INPUT = "reads the model's input"
 OUTPUT = "is the model's output"
@@ -23,3 +23,14 @@ INDEXED = "is picked by an index, which would name other channels in a slim netw
 KEPT = "is kept by the user"
 POSITIONS = "mixes positions, which are not channels"
 TOO_LARGE = "is used element by element and too large to label"
+
+_SIZE = "let forward() take sizes from what it meets, such as x.shape[1] or self.conv.out_channels"
+REMEDIES = {
+    OUTPUT: "where nobody needs this output, hyperize a wrapper whose forward() leaves it out",
+    CONSTANT: "make the constant a buffer of the module that adds it",
+    SIZE_IN_FORWARD: _SIZE,
+    INEXACT: _SIZE,
+    RANDOM: "draw one number for all channels, in a shape with a 1 where they lie",
+    FIXED: "make the buffer an nn.Parameter with requires_grad=False",
+    KEPT: "take the layer out of keep, or name it in only",
+}

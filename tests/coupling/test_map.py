@@ -153,7 +153,8 @@ def test_explain_says_who_shares_a_layers_channels_and_through_which_call(coupli
     assert "Tied by aten.add.Tensor in 'block1'" in text
     assert coupling.explain("fc") == (
         "fc reads 3 units of group 'stem', made by stem, block1.conv2, block2.conv2.\n"
-        "2 channels made by fc stay: is the model's output: output."
+        "2 channels made by fc stay: is the model's output: output.\n"
+        "  What helps: where nobody needs this output, hyperize a wrapper whose forward() leaves it out."
     )
 
 

@@ -101,7 +101,8 @@ def test_a_group_carries_what_would_vanish_with_it() -> None:
         (
             "fc",
             "fc reads 2 units of group 'stem', made by stem, b.conv2, c.conv2, +2 more.\n"
-            "10 channels made by fc stay: is the model's output: output.",
+            "10 channels made by fc stay: is the model's output: output.\n"
+            "  What helps: where nobody needs this output, hyperize a wrapper whose forward() leaves it out.",
         ),
         (
             "b.conv2",

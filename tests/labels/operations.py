@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -1314,8 +1315,167 @@ STANDARDISED = [
     ),
 ]
 
+
+def _over(transform: Callable[..., Tensor], a: Tensor, **options: Any) -> Tensor:
+    """Transform, and return as many real numbers per channel as there are whole ones."""
+    made = transform(a, **options)
+    return made.real if made.is_complex() else made
+
+
+def _fourier_unit(net: Any, x: Tensor) -> Tensor:
+    """A convolution of the real and the imaginary parts of a spectrum (fast Fourier convolution, LaMa)."""
+    a = net.a(x)
+    parts = torch.view_as_real(torch.fft.rfft2(a, norm="ortho")).permute(0, 1, 4, 2, 3)
+    mixed = net.mix(parts.reshape(len(x), -1, *parts.shape[3:])).relu()
+    pairs = mixed.view(len(x), -1, 2, *mixed.shape[2:]).permute(0, 1, 3, 4, 2).contiguous()
+    return net.out(a + torch.fft.irfft2(torch.view_as_complex(pairs), s=a.shape[-2:], norm="ortho"))
+
+
+def _filtered(net: Any, x: Tensor) -> Tensor:
+    """A product of spectra with a learned filter (global filter networks)."""
+    spectrum = torch.fft.rfft(net.a(x), dim=1) * torch.view_as_complex(net.filter)
+    return net.out(torch.fft.irfft(spectrum, n=x.shape[1], dim=1))
+
+
+def _turned_by_angles(q: Tensor) -> Tensor:
+    """A rotary embedding written with complex numbers, pairs of neighbouring channels turned by their position."""
+    angles = torch.arange(q.shape[-2], dtype=q.dtype)[:, None] * torch.tensor([1.0, 0.1], dtype=q.dtype)
+    pairs = torch.view_as_complex(q.reshape(*q.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+
+SPECTRAL = [
+    *(
+        Row(f"{name} over space", one(), through(partial(_over, getattr(torch.fft, name))), APART)
+        for name in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft", "fft2", "ifft2", "rfft2", "irfft2")
+    ),
+    *(
+        Row(f"{name} over space", one(), through(partial(_over, getattr(torch.fft, name), dim=(-2, -1))), APART)
+        for name in ("fftn", "ifftn", "rfftn", "irfftn", "hfftn", "ihfftn", "hfft2", "ihfft2")
+    ),
+    Row("fftn with sizes is over the last axes", one(), through(partial(_over, torch.fft.fftn, s=(4, 6))), APART),
+    Row("fftn without is over all", one(), through(partial(_over, torch.fft.fftn)), NOTHING),
+    Row("a transform over channels reads all together", one(), through(partial(_over, torch.fft.fft, dim=1)), NOTHING),
+    Row(
+        "a convolution of spectra keeps both parts of a number",
+        lambda: {"a": conv(3, 4), "mix": conv(8, 8), "out": conv(4, 2)},
+        _fourier_unit,
+        {"a": "abcd", "mix": "aabbccdd"},
+    ),
+    Row(
+        "a learned filter of spectra goes with its channels",
+        lambda: {"a": nn.Linear(3, 4), "filter": table(3, 4, 2), "out": nn.Linear(4, 2)},
+        _filtered,
+        {"a": "abcd", "filter": "abcd"},
+        TOKENS,
+    ),
+    Row(
+        "complex numbers made of channels tie them",
+        two(),
+        meet(lambda a, b: torch.complex(a, b).conj().resolve_conj().conj_physical().abs()),
+        TIED,
+    ),
+    Row("numbers made of lengths and angles tie both", two(), meet(lambda a, b: torch.polar(a.abs(), b).imag), TIED),
+    Row(
+        "what is said of each complex number",
+        two(),
+        meet(lambda a, b: torch.sgn(torch.complex(a, b)).resolve_neg().angle() + a * b),
+        TIED,
+    ),
+    Row(
+        "neighbouring channels that become one number go together",
+        one(read=2),
+        through(lambda a: torch.view_as_complex(a.unflatten(1, (-1, 2)).movedim(2, -1).contiguous()).real),
+        {"a": "aabb"},
+    ),
+    Row(
+        "heads whose channels are turned in pairs go whole",
+        lambda: {**{name: nn.Linear(3, 12) for name in "qkv"}, "out": nn.Linear(12, 2)},
+        lambda net, x: net.out(
+            F.scaled_dot_product_attention(
+                *(_turned_by_angles(part(x).unflatten(-1, (-1, 4)).transpose(1, 2)) for part in (net.q, net.k)),
+                net.v(x).unflatten(-1, (-1, 4)).transpose(1, 2),
+            )
+            .transpose(1, 2)
+            .flatten(2)
+        ),
+        dict.fromkeys("qkv", "aaaabbbbcccc"),
+        TOKENS,
+    ),
+]
+
+
+def _sent(name: str, *options: Any, places: Callable[[Tensor, Tensor], Tensor], start: Any = torch.zeros) -> Any:
+    """Messages of five nodes go to three."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        made = net.a(x)
+        to = places(torch.tensor([0, 2, 2, 0, 1]), made)
+        begun = start(len(x), 3, made.shape[-1], dtype=x.dtype)
+        return net.out(getattr(begun, name)(1, to, made, *options))
+
+    return run
+
+
+def _for_each(places: Tensor, made: Tensor) -> Tensor:
+    return places[None, :, None].expand_as(made)
+
+
+def _as_they_are(places: Tensor, made: Tensor) -> Tensor:
+    return places
+
+
+def _computed(places: Tensor, made: Tensor) -> Tensor:
+    return (made > 0).long()
+
+
+def tokens(width: int = 4) -> Callable[[], dict[str, Any]]:
+    return lambda: {"a": nn.Linear(3, width), "out": nn.Linear(width, 2)}
+
+
+SENT = [
+    Row("messages added by index", tokens(), _sent("index_add", places=_as_they_are), APART, TOKENS),
+    Row("messages copied by index", tokens(), _sent("index_copy", places=_as_they_are), APART, TOKENS),
+    Row("messages reduced by index", tokens(), _sent("index_reduce", "amax", places=_as_they_are), APART, TOKENS),
+    Row("messages added to places", tokens(), _sent("scatter_add", places=_for_each), APART, TOKENS),
+    Row("messages put into places", tokens(), _sent("scatter", places=_for_each), APART, TOKENS),
+    Row("messages reduced at places", tokens(), _sent("scatter_reduce", "amax", places=_for_each), APART, TOKENS),
+    Row("messages added in place", tokens(), _sent("scatter_add_", places=_for_each), APART, TOKENS),
+    Row("places that each channel computes", tokens(), _sent("scatter_add", places=_computed), APART, TOKENS),
+    Row(
+        "messages added to an activation tie both",
+        lambda: {"a": nn.Linear(3, 4), "b": nn.Linear(3, 4), "out": nn.Linear(4, 2)},
+        lambda net, x: net.out(net.a(x).index_add(1, torch.tensor([0, 2, 2]), net.b(x)[:, :3])),
+        TIED,
+        TOKENS,
+    ),
+    Row(
+        "channels that are sent to other channels stay",
+        one(),
+        through(lambda a: torch.zeros_like(a).index_add(1, torch.tensor([1, 0, 3, 2]), a)),
+        NOTHING,
+    ),
+    Row(
+        "one number sent to places holds what it meets",
+        tokens(),
+        lambda net, x: net.out(net.a(x).scatter(1, _for_each(torch.tensor([0]), net.a(x)[:, :1]), 0.5)),
+        NOTHING,
+        TOKENS,
+    ),
+]
+
+COMPARED = [
+    Row(f"{name} reads the channels of both together", both, run, NOTHING, TOKENS)
+    for both in [lambda: {"a": nn.Linear(3, 4), "b": nn.Linear(3, 4), "out": nn.Linear(5, 2)}]
+    for name, run in {
+        "cosine_similarity": lambda net, x: net.out(F.cosine_similarity(net.a(x), net.b(x), dim=-1)),
+        "pairwise_distance": lambda net, x: net.out(F.pairwise_distance(net.a(x), net.b(x))),
+        "cdist": lambda net, x: net.out(torch.cdist(net.a(x), net.b(x))),
+    }.items()
+]
+
 UNKNOWN = [
-    Row("a Fourier transform", one(), through(lambda a: torch.fft.fft2(a).real), NOTHING),
+    Row("a function of each number that has no rule", one(), through(lambda a: torch.lgamma(a.abs() + 1)), NOTHING),
 ]
 
 TABLE = [
@@ -1330,6 +1490,9 @@ TABLE = [
     *REDUCTIONS,
     *PRODUCTS,
     *STANDARDISED,
+    *SPECTRAL,
+    *SENT,
+    *COMPARED,
     *UNKNOWN,
 ]
 

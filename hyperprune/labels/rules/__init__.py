@@ -1,5 +1,5 @@
 """The rules, by kind of operation. Importing this package registers all of them."""
 
-from hyperprune.labels.rules import attention, elementwise, layers, movement, pooling, reductions, splitting
+from hyperprune.labels.rules import attention, elementwise, layers, movement, pooling, reductions, spectral, splitting
 
-__all__ = ["attention", "elementwise", "layers", "movement", "pooling", "reductions", "splitting"]
+__all__ = ["attention", "elementwise", "layers", "movement", "pooling", "reductions", "spectral", "splitting"]

@@ -97,6 +97,14 @@ UNARY = [
     "isfinite",
     "logical_not",
     "bitwise_not",
+    "real",
+    "imag",
+    "angle",
+    "sgn",
+    "_conj",
+    "conj_physical",
+    "resolve_conj",
+    "resolve_neg",
 ]
 
 BINARY = [
@@ -144,6 +152,8 @@ BINARY = [
     "clip",
     "clamp_min",
     "clamp_max",
+    "complex",
+    "polar",
 ]
 
 SCALING = ("aten::mul", "aten::multiply", "aten::div", "aten::divide")

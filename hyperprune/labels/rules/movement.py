@@ -11,9 +11,9 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, extent, thin, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, Rows, TensorRef, Turned
-from hyperprune.labels.lookahead import image_axis, is_right_factor, leads_to_attention
+from hyperprune.labels.lookahead import image_axis, is_right_factor, is_taken_apart, leads_to_attention
 from hyperprune.labels.multihead import is_packed_projection
-from hyperprune.labels.reasons import CONSTANT, SIZE_IN_FORWARD
+from hyperprune.labels.reasons import CONSTANT, INDEXED, SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
 
 SAME = [
@@ -160,7 +160,7 @@ def view(call: Call) -> Any:
     moved = compact(x.reshape(call.shape))
     before, after = len(varying_axes(x)), varying_axes(moved)
     if len(after) > max(before, 1):
-        _tie_rows(call, moved, after)
+        _tie_rows(call, moved, after, split_before=before > 1)
     elif len(after) == 1:
         _merge(call, moved, after[0])
     if after:
@@ -168,17 +168,21 @@ def view(call: Call) -> Any:
     return moved
 
 
-def _tie_rows(call: Call, moved: Tensor, axes: list[int]) -> None:
+def _tie_rows(call: Call, moved: Tensor, axes: list[int], split_before: bool) -> None:
     inner, heads, outer = axes[-1], axes[-2], axes[0]
-    if is_packed_projection(call) or (call.by_width and leads_to_attention(call.node)):
-        reading, wide = call.choose(f"{inner}"), []
+    wide: list[int] = []
+    if split_before:  # heads, whose channels are paired now (a rotary embedding)
+        likely = _not_taken_apart(call, (inner, heads, outer) if call.by_width else (outer, heads, inner))
+        reading = call.choose(*likely)
+    elif is_packed_projection(call) or (call.by_width and leads_to_attention(call.node)):
+        reading = call.choose(f"{inner}")
     elif leads_to_attention(call.node) and inner - heads > 1:  # a single head between
         reading, wide = call.choose(f"{inner}", f"{inner} follows", f"{heads}"), axes[-1:]
     elif leads_to_attention(call.node):
         reading, wide = call.choose(f"{heads}", f"{heads} follows", f"{inner}"), axes[-2:]
     else:
-        likely = dict.fromkeys(image_axis(call.node) or (inner, outer, heads))
-        reading, wide = call.choose(*(f"{axis}" for axis in likely)), []
+        images = [f"{axis}" for axis in image_axis(call.node)]
+        reading = call.choose(*(images or _not_taken_apart(call, (inner, outer, heads))))
     if reading == "freeze":
         call.freeze(moved, SIZE_IN_FORWARD)
         return
@@ -187,6 +191,11 @@ def _tie_rows(call: Call, moved: Tensor, axes: list[int]) -> None:
             call.together(moved, axis)
     if reading.endswith("follows"):
         _follow_input(call, moved[tuple(slice(None) if at in wide else 0 for at in range(moved.ndim))])
+
+
+def _not_taken_apart(call: Call, axes: tuple[int, ...]) -> list[str]:
+    """Return readings that keep apart what lies along one axis, but for axes whose positions are used one by one."""
+    return [f"{axis}" for axis in dict.fromkeys(axes) if not is_taken_apart(call.node, axis)]
 
 
 def _merge(call: Call, moved: Tensor, axis: int) -> None:
@@ -265,6 +274,31 @@ def written(call: Call) -> Any:
     axis = call.arg("dim", 0) % whole.ndim
     if varies(whole, axis) or varies(part, axis - whole.ndim + part.ndim):
         return call.give_up(SIZE_IN_FORWARD)
+    return _filled(call, whole, part)
+
+
+@rule("index_add", "index_copy", "index_reduce", "scatter", "scatter_add", "scatter_reduce")
+def sent(call: Call) -> Any:
+    """Numbers go to computed places along one axis (messages to nodes of a graph), for each channel by itself."""
+    whole, part = call.labels(call.arg("self")), call.arg("source", call.arg("src"))
+    axis = call.arg("dim", 0) % max(whole.ndim, 1)
+    if not isinstance(part, (Tensor, TensorRef)):
+        return call.give_up(INDEXED)
+    laid = [call.labels(part), call.labels(call.arg("index"))]
+    if call.operator.startswith("aten::index"):  # one place for each position
+        laid.pop()
+    free = {at for labels in (whole, *laid) for at in varying_axes(labels)}
+    if axis in free or any(labels.shape[at] != call.shape[at] for labels in laid for at in free):
+        return call.give_up(INDEXED)
+    made = _filled(call, whole, laid[0])
+    for places in laid[1:]:
+        if varying_axes(places):
+            call.tie(made, thin(places).expand(call.shape))
+    return made
+
+
+def _filled(call: Call, whole: Tensor, part: Tensor) -> Tensor:
+    """Tie a tensor to what is written into it; return the labels of both."""
     if call.is_elastic(part):
         return whole
     laid = thin(part).expand(call.shape)

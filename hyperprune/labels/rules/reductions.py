@@ -61,6 +61,12 @@ def reduce(call: Call) -> Any:
     return _as_shape(left, tuple(value.shape), axes)
 
 
+@rule("cosine_similarity", "pairwise_distance", "cdist")
+def compared(call: Call) -> Any:
+    """How far vectors lie apart: their channels are read together."""
+    return call.give_up(REDUCED)
+
+
 @rule(*KEEPING)
 def along_axis(call: Call) -> Any:
     """Softmax and its kin mix what lies along one axis: it goes together."""
