@@ -391,13 +391,29 @@ def _drop_idle_(graph: torch.fx.Graph) -> None:
 def _drop_unused_(graph: torch.fx.Graph) -> None:
     """Leave out calls whose results nobody uses, in place: the attention weights that a layer averages over heads.
 
-    Calls with weights stay, for what they cost.
+    Calls with weights stay, for what they cost; and so does what is made of them, for the sizes that must fit (the
+    last block of Conv-TasNet adds to a stream that nobody reads).
     """
+    used = _reaching_outputs(graph)
+    weighted: set[torch.fx.Node] = set()
+    for node in graph.nodes:
+        made_of = any(source.op == "placeholder" or source in weighted for source in node.all_input_nodes)
+        if made_of and node not in used and node.meta.get("val") is not None:
+            weighted.add(node)
+    for node in reversed(graph.nodes):
+        if not node.users and node not in used and node not in weighted:
+            graph.erase_node(node)
+
+
+def _reaching_outputs(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    """Return the calls that an output, or what changes a tensor in place, is made of."""
+    found: set[torch.fx.Node] = set()
     for node in reversed(graph.nodes):
         schema = getattr(node.target, "_schema", None)
-        plain = node.meta.get("val") is None or all(source.op != "placeholder" for source in node.all_input_nodes)
-        if node.op == "call_function" and not node.users and plain and schema is not None and not schema.is_mutable:
-            graph.erase_node(node)
+        lasting = node.op != "call_function" or schema is None or schema.is_mutable
+        if lasting or any(user in found for user in node.users):
+            found.add(node)
+    return found
 
 
 def _settle_sizes_(graph: torch.fx.Graph) -> None:

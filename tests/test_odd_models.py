@@ -826,3 +826,73 @@ def test_a_network_that_takes_nothing_but_its_example_is_compared_on_that():
     hyper = hyperize(Net({"a": nn.Linear(6, 16), "b": nn.Linear(16, 3)}, run), torch.zeros(1, 6))
     assert not hyper.inputs.args[0].any()
     assert hyper.coupling.units == 16
+
+
+class NonLocal(nn.Module):
+    """Attention between positions (non-local networks): one attribute is the width of three convolutions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = width // 2
+        self.g, self.theta, self.phi = (nn.Conv2d(width, width // 2, 1) for _ in range(3))
+        self.back = nn.Conv2d(width // 2, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        g, theta, phi = (part(x).view(len(x), self.inner, -1) for part in (self.g, self.theta, self.phi))
+        mixed = (theta.transpose(1, 2) @ phi).softmax(-1) @ g.transpose(1, 2)
+        return x + self.back(mixed.transpose(1, 2).reshape(len(x), self.inner, *x.shape[2:]))
+
+
+def test_one_attribute_for_the_width_of_several_layers_makes_these_lose_the_same() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 12, 1), NonLocal(12), nn.Conv2d(12, 2, 1))
+    hyper, slim = halved(model, torch.randn(IMAGE))
+    group = hyper.coupling.group("1.g")
+    assert (group.makers, group.size) == (("1.g", "1.theta", "1.phi"), 6)
+    assert slim[1].inner == slim[1].g.out_channels < 6
+
+
+class GatedStream(nn.Module):
+    """A gate and a residual stream of one width, which one attribute holds (WaveGlow, VITS)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 12
+        self.pre, self.out = nn.Conv1d(3, 12, 1), nn.Conv1d(12, 2, 1)
+        self.inner, self.both = nn.Conv1d(12, 24, 3, padding=1), nn.Conv1d(12, 24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pre(x)
+        made = self.inner(x)
+        gated = torch.tanh(made[:, : self.width]) * torch.sigmoid(made[:, self.width :])
+        both = self.both(gated)
+        return self.out(torch.relu(x + both[:, : self.width]) + both[:, self.width :])
+
+
+def test_a_gate_and_a_stream_whose_width_is_one_attribute_lose_the_same() -> None:
+    hyper, slim = halved(GatedStream(), torch.randn(2, 3, 9))
+    assert [group.size for group in hyper.coupling.groups] == [12]
+    assert slim.width == slim.pre.out_channels < 12
+    assert slim.inner.out_channels == slim.both.out_channels == 2 * slim.width
+
+
+class DeadEnd(nn.Module):
+    """Blocks that add to a stream and to an output: nobody reads what the last one adds to the stream (Conv-TasNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv1d(3, 12, 1), nn.Conv1d(10, 2, 1)
+        self.back = nn.ModuleList(nn.Conv1d(12, 12, 1) for _ in range(2))
+        self.skip = nn.ModuleList(nn.Conv1d(12, 10, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, total = self.stem(x), 0
+        for back, skip in zip(self.back, self.skip, strict=True):
+            total = total + skip(torch.relu(x))
+            x = x + back(torch.relu(x))
+        return self.out(torch.relu(total))
+
+
+def test_an_addition_whose_result_nobody_reads_ties_what_it_adds() -> None:
+    hyper, slim = halved(DeadEnd(), torch.randn(2, 3, 9))
+    assert {group.name: group.size for group in hyper.coupling.groups} == {"stem": 12, "skip.0": 10}
+    assert slim.back[1].out_channels == slim.stem.out_channels < 12

@@ -274,6 +274,11 @@ class Call:
         calls = (call for call in self._ledger.sized if call.origin.module == self.origin.module)
         return [call.extents[0][:, 0] for call in calls if call.parts == parts]
 
+    def sized_alike(self, size: int) -> list[Tensor]:
+        """Return the labels, shape ``[size]``, of what other calls of this module hold the same size of."""
+        calls = (call for call in self._ledger.sized if call.origin.module == self.origin.module)
+        return [grid[:, 0] for call in calls for grid in call.extents if grid.shape == (size, 1)]
+
     def along(self, channels: Tensor, axis: int) -> Tensor:
         """Lay a vector of labels along ``axis`` of the output's shape."""
         return spread(channels, self.shape, axis)

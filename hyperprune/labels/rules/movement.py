@@ -199,11 +199,15 @@ def _not_taken_apart(call: Call, axes: tuple[int, ...]) -> list[str]:
 
 
 def _merge(call: Call, moved: Tensor, axis: int) -> None:
+    """Let a size follow; if it cannot, let what the module gives one size to lose the same (query, key and value)."""
     reading = call.choose("as it is", "follows", "as it is")
     if reading == "freeze":
         call.freeze(moved, SIZE_IN_FORWARD)
     if reading == "follows":
-        _follow_input(call, call.channels(moved, axis))
+        channels = call.channels(moved, axis)
+        _follow_input(call, channels)
+        for other in call.sized_alike(len(channels)):
+            call.tie(other, channels)
 
 
 def _follow_input(call: Call, channels: Tensor) -> None:
@@ -249,8 +253,13 @@ def _rows(call: Call, weight: TensorRef) -> Rows:
 
 
 def _set_bound(call: Call, whole: Tensor, part: Tensor) -> None:
-    if call.choose(*["a bound that can be set"] * 2) == "freeze":
+    """Let a bound follow; if it cannot, let what the module gives one size to lose the same (a gate and a stream)."""
+    reading = call.choose("a bound that can be set", "as others")
+    if reading == "freeze":
         call.freeze(whole, SIZE_IN_FORWARD)
+    if reading == "as others":
+        for other in call.sized_alike(len(part)):
+            call.tie(other, part[:, 0])
     call.sized(whole, part)
 
 
