@@ -16,16 +16,6 @@ from hyperprune.generators import Generated
 from hyperprune.trace import ExampleInputs
 
 
-def is_positive(value: object) -> bool:
-    """Say whether a user's argument is a number above zero.
-
-    Example:
-        >>> is_positive(0.1), is_positive(0), is_positive("1"), is_positive(True)
-        (True, False, False, False)
-    """
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-
-
 def require_plain(model: object, where: str) -> None:
     """Make sure that a network is a module, and not wrapped: a wrapper hides its class and its plans.
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from hyperprune.arguments import is_positive
 from hyperprune.budget import Budget, Solver
-from hyperprune.checks import is_positive
 from hyperprune.criteria import criterion as find_criterion
 from hyperprune.errors import BudgetError, ModelError, ProofError
 from hyperprune.hyper import HyperModel, allowed_widths, hyperize, prove, slim_copy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from hyperprune.errors import SearchError
 from hyperprune.latents import LatentBank
 
 UNMATCHED = 20  # steps without an optimiser's; AMP's scaler skips about that many while it looks for a scale
+FOREIGN = 5  # updates of the latents in a row that were not the optimiser's, from which another one has taken its place
 
 
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
@@ -70,6 +71,8 @@ class Watch:
         self._bank = bank
         self._looked = False
         self._unmatched = 0
+        self._foreign = 0
+        self._version = bank.latents._version
         self._overflow: Tensor | None = None
         self._skipped = torch.zeros((), dtype=torch.int64, device=bank.alive.device)
         self._warned = False
@@ -97,6 +100,8 @@ class Watch:
 
     def count_step(self) -> None:
         """Count a step of the search, and whether one of the optimiser came before it."""
+        moved = not self._looked and self._bank.latents._version != self._version
+        self._foreign = self._foreign + 1 if moved else 0
         if not self._looked:
             self._unmatched += 1
             self.lived = self.closed = None
@@ -114,12 +119,35 @@ class Watch:
         overflows = gradient is not None and not bool(gradient.isfinite().all())
         return self._unmatched + int(self._skipped) == steps and (steps <= UNMATCHED or overflows)
 
-    def often_unmatched(self, steps: int) -> int:
-        """Return how many of so many steps came without one of the optimiser, if that is often; once only."""
-        if self._warned or self._unmatched <= UNMATCHED or 3 * self._unmatched <= steps:
-            return 0
+    def end_step(self) -> None:
+        """Note that whatever moves the latents from now on is not the search."""
+        self._version = self._bank.latents._version
+
+    def complaint(self, steps: int) -> str:
+        """Say what is wrong with the loop, once: steps without one of the optimiser, or steps of another one."""
+        often = self._unmatched > UNMATCHED and 3 * self._unmatched > steps
+        if self._warned or not (often or self._foreign > FOREIGN):
+            return ""
         self._warned = True
-        return self._unmatched
+        if self._foreign > FOREIGN:
+            return (
+                f"the last {self._foreign} calls of search.step() followed steps of another optimiser than the search was "
+                "made with, whose gradients it does not read. Make a new Search with the optimiser that the loop uses."
+            )
+        return (
+            f"{self._unmatched} of {steps} calls of search.step() followed no optimizer.step(). Each counts as a step "
+            "towards the budget: call search.step() once after every optimizer.step()."
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """Return what is needed to go on later."""
+        return {"observed": int(self.observed), "unmatched": self._unmatched, "skipped": int(self._skipped)}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from ``state_dict``."""
+        self.observed.fill_(state["observed"])
+        self._skipped.fill_(state["skipped"])
+        self._unmatched = state["unmatched"]
 
 
 def before_each_use(optimizer: torch.optim.Optimizer, look: Callable[[], None]) -> RemovableHandle:

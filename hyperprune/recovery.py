@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hyperprune.checks import is_positive
+from hyperprune.arguments import is_positive
 from hyperprune.errors import RecoveryError, listed
 from hyperprune.hyper import HyperModel
 from hyperprune.trace import ExampleInputs, modes_kept
@@ -73,6 +73,7 @@ class Distillation:
         """
         arguments = ExampleInputs.of(inputs)
         self._check_student(logits)
+        self._check_loss(loss)
         self._check_device(arguments)
         with torch.no_grad(), eval_mode(self.teacher):
             answer = arguments.call(self.teacher)
@@ -92,6 +93,11 @@ class Distillation:
                 f"distillation needs the student's logits as a tensor [N, classes, ...], not {kind}. "
                 "Pass the logits themselves, for instance output.logits."
             )
+
+    def _check_loss(self, loss: object) -> None:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            kind = f"one of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise RecoveryError(f"the task's loss must be a tensor with one number, not {kind}: reduce it first.")
 
     def _check_device(self, arguments: ExampleInputs) -> None:
         homes = {tensor.device for tensor in chain(self.teacher.parameters(), self.teacher.buffers())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 import warnings
 import weakref
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
+from hyperprune.arguments import is_count
 from hyperprune.budget import Budget
 from hyperprune.errors import SearchError
 from hyperprune.hyper import HyperModel
@@ -131,8 +133,8 @@ class Search:
         self._sparsifier.meet(hyper, self._schedule.relative_prices)
         self._doomed = torch.zeros_like(self._bank.alive, dtype=torch.bool)
         self._prices = torch.ones_like(self._bank.alive)
-        self.steps = steps
-        self.every = every or -(-steps // DECISIONS)
+        self.steps = int(steps)
+        self.every = int(every or -(-steps // DECISIONS))
         self.step_count = 0
         self.done = False
         self._watch = Watch(self._bank)
@@ -243,6 +245,7 @@ class Search:
         share = self.step_count / self.steps
         rate = options.get("lr", 0.0)  # only proximal steps need one
         self._sparsifier.press_(Press(self._bank, doomed, prices, rate, self.every, share))
+        self._watch.end_step()
 
     def progress(self) -> SearchProgress:
         """Return the present state, for a logger or a progress bar."""
@@ -279,7 +282,7 @@ class Search:
             "steps": self.steps,
             "every": self.every,
             "done": self.done,
-            "observed": int(self._watch.observed),
+            "watch": self._watch.state_dict(),
             "doomed": self._doomed.clone(),
             "prices": self._prices.clone(),
             "starts": dict(self._schedule.starts),
@@ -293,11 +296,13 @@ class Search:
             SearchError: the state is of another network, budget or rule, or is none; nothing has been changed.
         """
         _check_state(state, self.state_dict())
+        if state["done"] != (state["step"] == state["steps"]) and isinstance(self._sparsifier.ending, AtSchedule):
+            raise SearchError(f"the state's 'done' is damaged: {state['done']} at step {state['step']}.")
         self._load_rule(state["sparsifier"])
         self.step_count, self.steps, self.every = state["step"], state["steps"], state["every"]
         self.done = state["done"]
         self._schedule.starts = dict(state["starts"])
-        self._watch.observed.fill_(state["observed"])
+        self._watch.load_state_dict(state["watch"])
         self._doomed.copy_(state["doomed"])
         self._prices.copy_(state["prices"])
 
@@ -305,6 +310,7 @@ class Search:
         before = self._sparsifier.state_dict()
         try:
             self._sparsifier.load_state_dict(tree_map_only(Tensor, self._placed, state))
+            _check_scores(self._sparsifier, self._bank)
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
             self._sparsifier.load_state_dict(before)
             raise SearchError(
@@ -400,12 +406,8 @@ class Search:
                 "optimizer.step() before search.step(), train hyper(...) itself, not the original model, and let "
                 "zero_grad() not come between the two. An optimiser that wraps another must be passed as the inner one."
             )
-        if unmatched := self._watch.often_unmatched(self.step_count):
-            warnings.warn(
-                f"{unmatched} of {self.step_count} calls of search.step() followed no optimizer.step(). Each "
-                "counts as a step towards the budget: call search.step() once after every optimizer.step().",
-                stacklevel=5,
-            )
+        if complaint := self._watch.complaint(self.step_count):
+            warnings.warn(complaint, stacklevel=5)
 
 
 def search_of(hyper: HyperModel) -> Search | None:
@@ -443,7 +445,7 @@ def _check_arguments(hyper: object, budget: object, sparsifier: object) -> None:
 
 def _check_numbers(steps: Any, every: Any) -> None:
     for name, value in (("steps", steps), ("every", every)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_count(value):
             raise SearchError(f"{name} must be an integer of at least 1, not {value!r}.")
     if every > steps:
         raise SearchError(
@@ -458,11 +460,11 @@ def _check_state(state: object, present: dict[str, Any]) -> None:
         raise SearchError(f"load_state_dict takes what Search.state_dict() returned, not {type(state).__name__}.")
     if missing := sorted(present.keys() - state.keys()):
         raise SearchError(f"the state lacks {missing[0]!r}: it is not what Search.state_dict() returned.")
-    _check_fields(state, present["about"]["budget"])
-    if len(state["doomed"]) != len(present["doomed"]) or len(state["prices"]) != len(present["prices"]):
-        raise SearchError(
-            f"the state is of a search over {len(state['doomed'])} units, this network has {len(present['doomed'])}."
-        )
+    _check_fields(state, present)
+    for name in ("doomed", "prices"):
+        there, here = state[name], present[name]
+        if there.shape != here.shape:
+            raise SearchError(f"the state is of a search over {there.numel()} units, this network has {here.numel()}.")
     for what, here in present["about"].items():
         there = state["about"].get(what)
         if there != here:
@@ -472,24 +474,37 @@ def _check_state(state: object, present: dict[str, Any]) -> None:
             )
 
 
-def _check_fields(state: Mapping[str, Any], budget: Mapping[str, Any]) -> None:
+def _check_fields(state: Mapping[str, Any], present: Mapping[str, Any]) -> None:
     """Refuse what no search can have written, before anything is taken over."""
     _check_numbers(state["steps"], state["every"])
-    starts, step, observed = state["starts"], state["step"], state["observed"]
+    starts, step, watch = state["starts"], state["step"], state["watch"]
     sound = {
-        "step": type(step) is int and 0 <= step <= state["steps"],
-        "observed": type(observed) is int and observed >= 0,
+        "step": is_count(step, 0) and step <= state["steps"],
+        "watch": isinstance(watch, Mapping)
+        and watch.keys() == present["watch"].keys()
+        and all(is_count(counted, 0) for counted in watch.values()),
         "done": type(state["done"]) is bool,
         "about": isinstance(state["about"], Mapping),
-        "doomed": isinstance(state["doomed"], Tensor),
-        "prices": isinstance(state["prices"], Tensor),
+        "doomed": isinstance(state["doomed"], Tensor) and state["doomed"].dtype == torch.bool,
+        "prices": isinstance(state["prices"], Tensor) and bool(state["prices"].isfinite().all()),
         "starts": isinstance(starts, Mapping)
-        and starts.keys() in (set(), budget.keys())
-        and all(isinstance(amount, int) for amount in starts.values()),
+        and starts.keys() in (set(), present["about"]["budget"].keys())
+        and all(is_count(amount) for amount in starts.values()),
     }
     for name, holds in sound.items():
         if not holds:
             raise SearchError(f"the state's {name!r} is damaged: {reprlib.repr(state[name])}.")
+
+
+def _check_scores(sparsifier: Sparsifier, bank: LatentBank) -> None:
+    """Make sure that a rule has a finite score for every unit.
+
+    Raises:
+        ValueError: it has not.
+    """
+    scores = sparsifier.scores(bank)
+    if scores.shape != bank.alive.shape or not bool(scores.isfinite().all()) or not math.isfinite(sparsifier.pressure):
+        raise ValueError(f"scores of shape {list(scores.shape)} for {len(bank.alive)} units, or not finite")
 
 
 def _require_rate(sparsifier: Sparsifier, options: dict[str, Any], optimizer: str) -> None:

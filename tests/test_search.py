@@ -248,7 +248,7 @@ def test_a_step_that_a_grad_scaler_skips_is_not_observed() -> None:
         assert torch.equal(before, hyper.bank.latents) == bad
         scaler.update()
         search.step()
-    assert search.state_dict()["observed"] == 2
+    assert search.state_dict()["watch"]["observed"] == 2
     assert torch.isfinite(search.state_dict()["sparsifier"]["score"]["within"]["average"]).all()
     assert search.done
     assert_met(hyper, Budget(macs=0.5))
@@ -442,7 +442,7 @@ def test_steps_that_are_skipped_before_the_first_one_are_no_error_though_gradien
         scaler.update()
         optimizer.zero_grad()
         search.step()
-    assert 0 < search.state_dict()["observed"] < 24
+    assert 0 < search.state_dict()["watch"]["observed"] < 24
     assert_met(hyper, Budget(macs=0.5))
 
 
@@ -535,7 +535,12 @@ def test_a_damaged_state_is_refused_and_nothing_has_changed() -> None:
     damages: list[dict[str, Any]] = [
         *({"sparsifier": {}}, {"sparsifier": torch.ones(1)}, {"step": 5}, {"step": "1"}, {"steps": "4"}, {"every": 0}),
         *({"starts": bad} for bad in (None, "x", -3, {"params": 3}, {"macs": "3"})),
-        *({"observed": -3}, {"done": 1}, {"about": []}, {"doomed": None}, {"prices": -3}, {"prices": torch.ones(1)}),
+        *({"watch": bad} for bad in ({}, {**good["watch"], "observed": -3}, {**good["watch"], "skipped": 0.5})),
+        *({"done": 1}, {"done": True}, {"step": 4}, {"about": []}, {"starts": {"macs": -3}}),
+        *({"doomed": bad} for bad in (None, good["doomed"].float(), good["doomed"][:, None], torch.tensor(True))),
+        *({"prices": bad} for bad in (-3, torch.ones(1), good["prices"][:, None], good["prices"] * torch.nan)),
+        *({"sparsifier": {**good["sparsifier"], "pressure": bad}} for bad in ("x", torch.nan)),
+        *({"sparsifier": {**good["sparsifier"], "score": {"average": bad}}} for bad in (torch.ones(3), "x")),
     ]
     for damage in damages:
         with pytest.raises(SearchError):
@@ -543,6 +548,43 @@ def test_a_damaged_state_is_refused_and_nothing_has_changed() -> None:
     now = search.state_dict()
     assert (now["step"], now["steps"], now["every"]) == (good["step"], good["steps"], good["every"])
     assert torch.equal(now["sparsifier"]["score"]["average"], good["sparsifier"]["score"]["average"])
+    assert torch.equal(now["prices"], good["prices"])
+
+
+def test_an_optimiser_that_is_replaced_in_the_middle_is_warned_of() -> None:
+    hyper = hyperize(sequential(), torch.randn(2, 3, 8, 8))
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.01))
+    search = Search(hyper, optimizer, Budget(macs=0.5), steps=40)
+
+    def advance(optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            hyper(torch.randn(2, 3, 8, 8)).square().mean().backward()
+            optimizer.step()
+            search.step()
+
+    advance(optimizer, 25)
+    with pytest.warns(UserWarning, match="the last 6 calls .* another optimiser .* Make a new Search") as caught:
+        advance(torch.optim.SGD(hyper.parameter_groups(lr=0.01)), 15)
+    assert sum("another optimiser" in str(warning.message) for warning in caught) == 1
+
+
+def test_a_search_that_resumes_before_the_first_step_that_counts_goes_on_as_it_would_have() -> None:
+    """AMP's scaler skips steps until it knows its scale."""
+    hyper = hyperize(sequential(), torch.randn(2, 3, 8, 8))
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.01))
+    search = Search(hyper, optimizer, Budget(macs=0.5), steps=12, every=2)
+    for _ in range(3):
+        search.step()
+    again = Search(hyper, optimizer, Budget(macs=0.5), steps=12, every=2)
+    again.load_state_dict(search.state_dict())
+    again.step()
+    hyper(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    for _ in range(8):
+        optimizer.step()
+        again.step()
+    assert again.done
+    assert not again.unmet()
 
 
 def test_frozen_latents_and_missing_rates_are_refused_before_anything_starts() -> None:

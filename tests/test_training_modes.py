@@ -44,7 +44,7 @@ def test_autocast(generator: str, dtype: torch.dtype) -> None:
         scaler.step(optimizer)
         scaler.update()
         search.step()
-    assert search.state_dict()["observed"] == 8
+    assert search.state_dict()["watch"]["observed"] == 8
     slim = assert_exports(hyper)
     with torch.autocast("cpu", dtype=dtype):
         within = export_pruned(hyper)
@@ -74,7 +74,7 @@ def test_a_grad_scaler_that_scales_and_skips_changes_nothing() -> None:
             search.step()
     assert torch.equal(plain[0].bank.latents, hyper.bank.latents)
     assert torch.equal(plain[0].bank.alive, hyper.bank.alive)
-    assert search.state_dict()["observed"] == 8
+    assert search.state_dict()["watch"]["observed"] == 8
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
@@ -90,7 +90,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
                 (hyper(part).square().mean() / parts).backward()
             optimizer.step()
             search.step()
-        assert search.state_dict()["observed"] == 3
+        assert search.state_dict()["watch"]["observed"] == 3
         scores.append(search.state_dict()["sparsifier"]["score"]["within"]["average"])
     assert scores[0].max() > 0
     torch.testing.assert_close(scores[0], scores[1])
@@ -223,7 +223,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 def test_every_kind_of_optimiser(name: str) -> None:
     hyper, optimizer, search = start(make=OPTIMIZERS[name])
     advance(hyper, optimizer, search, 8)
-    assert search.state_dict()["observed"] == 8
+    assert search.state_dict()["watch"]["observed"] == 8
     assert_exports(hyper)
 
 
@@ -259,7 +259,7 @@ def test_lbfgs_whose_closure_makes_the_gradients() -> None:
 
         optimizer.step(closure)
         search.step()
-    assert search.state_dict()["observed"] >= 8
+    assert search.state_dict()["watch"]["observed"] >= 8
     assert_exports(hyper)
 
 

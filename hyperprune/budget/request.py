@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 
+from hyperprune.arguments import is_count, is_positive
 from hyperprune.cost import Cost
 from hyperprune.errors import BudgetError
 
@@ -64,10 +65,11 @@ class Budget:
             _check_whole(name, getattr(self, name))
         for name in ("floors", "ceilings"):
             _check_bounds(name, getattr(self, name))
+            object.__setattr__(self, name, dict(getattr(self, name)))  # the caller may go on with his own
 
     def asked(self) -> dict[str, Amount]:
         """Return what is asked of each resource: a float is a fraction of the dense cost, an int absolute."""
-        absolute = self.latency_ms if _is_sound(self.latency_ms) else None
+        absolute = self.latency_ms if is_positive(self.latency_ms) else None
         amounts = {
             "macs": self.macs,
             "params": self.params,
@@ -130,17 +132,12 @@ def _check_latency(share: object, milliseconds: object) -> None:
         raise BudgetError("latency= is a fraction of the dense latency, latency_ms= an absolute one: give only one.")
     if share is not None and not (isinstance(share, float) and 0 < share <= 1):
         raise BudgetError(f"latency={share!r} must be a float in (0, 1]; for milliseconds say latency_ms=20.")
-    if milliseconds is not None and not _is_sound(milliseconds):
+    if milliseconds is not None and not is_positive(milliseconds):
         raise BudgetError(f"latency_ms={milliseconds!r} must be a positive number; for a fraction say latency=0.5.")
 
 
-def _is_sound(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 < value < math.inf  # type: ignore[operator]
-
-
 def _check_whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+    if not is_count(value):
         raise BudgetError(f"{name} must be an integer of at least 1, not {value!r}.")
 
 

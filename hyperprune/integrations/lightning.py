@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from hyperprune.arguments import is_count, is_positive
 from hyperprune.budget import Budget
 from hyperprune.errors import MissingLibraryError, ModelError, SearchError
 from hyperprune.export import export_with_proof
@@ -63,7 +64,7 @@ class HyperPrune(Callback):
         attribute: str = "model",
         search_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if not (steps >= 1 if isinstance(steps, int) else 0 < steps <= 1):
+        if not (is_count(steps) or (is_positive(steps) and steps <= 1)):
             raise SearchError(f"steps must be a whole number of at least 1 or a fraction in (0, 1], not {steps!r}.")
         self.budget = budget
         self.steps = steps

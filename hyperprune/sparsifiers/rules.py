@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hyperprune.arguments import is_count
 from hyperprune.coupling import Group
 from hyperprune.errors import SearchError
 from hyperprune.latents import LatentBank
@@ -103,7 +104,7 @@ class PublishedStop:
     def __post_init__(self) -> None:
         if not (self.threshold >= 0 and self.stop >= 0):
             raise SearchError(f"threshold and stop must be at least 0, not {self.threshold} and {self.stop}.")
-        if not _is_count(self.least):
+        if not is_count(self.least):
             raise SearchError(f"least must be an integer of at least 1, not {self.least}.")
 
     def living(self, bank: LatentBank) -> Tensor:
@@ -123,7 +124,3 @@ class PublishedStop:
     def satisfied(self, ratio: float, target: float) -> bool:
         """End within ``stop`` of the target."""
         return ratio - target <= self.stop
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 1

@@ -106,7 +106,7 @@ def test_a_shallow_copy_of_a_search_takes_its_place() -> None:
     with pytest.raises(SearchError, match=r"a newer Search \(or a copy of this one\)"):
         search.step()
     advance(hyper, optimizer, again, 5)
-    assert again.state_dict()["observed"] == 8
+    assert again.state_dict()["watch"]["observed"] == 8
     assert is_met(hyper)
 
 

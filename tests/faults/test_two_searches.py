@@ -23,7 +23,7 @@ def test_of_two_searches_on_one_network_the_newer_goes_on() -> None:
     advance(hyper, optimizer, new, 6)
     assert is_met(hyper)
     assert old.step_count == 3
-    assert old.state_dict()["observed"] == 3, "it looks at no gradient any more"
+    assert old.state_dict()["watch"]["observed"] == 3, "it looks at no gradient any more"
 
 
 def test_a_sparsifier_serves_one_search() -> None:

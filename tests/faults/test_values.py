@@ -51,7 +51,7 @@ def test_a_bad_gradient_whose_step_is_left_out_does_not_count(bad: float) -> Non
             del optimizer.grad_scale, optimizer.found_inf
         advance(hyper, optimizer, search, 3)
         found.append(search.state_dict()["sparsifier"]["score"]["within"]["average"])
-        assert search.state_dict()["observed"] == 3
+        assert search.state_dict()["watch"]["observed"] == 3
     assert torch.equal(*found)
 
 
