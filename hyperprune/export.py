@@ -16,6 +16,7 @@ from hyperprune.criteria import criterion as find_criterion
 from hyperprune.errors import BudgetError, ModelError, ProofError
 from hyperprune.hyper import HyperModel, allowed_widths, hyperize, prove, slim_copy
 from hyperprune.metering import priced, settled
+from hyperprune.schedule import Schedule
 from hyperprune.search import search_of
 from hyperprune.verify import Proof, full_precision
 
@@ -92,11 +93,26 @@ def _require_known_mask(hyper: HyperModel) -> None:
 
 def _warn_of_an_unmet_budget(hyper: HyperModel) -> None:
     search = search_of(hyper)
-    if search is not None and (unmet := search.unmet()):
+    if search is None:
+        _warn_of_an_old_copy(hyper)
+    elif unmet := search.unmet():
         warnings.warn(
             f"the network that is exported has {unmet}. The budget is met at the search's last step, and this one "
             f"stands at step {search.step_count} of {search.steps}: each search.step() is one optimiser step.",
             stacklevel=4,
+        )
+
+
+def _warn_of_an_old_copy(hyper: HyperModel) -> None:
+    """An average (EMA) that was updated before the search's last step holds what that step removed."""
+    if hyper.asked is None or not hyper.asked.asked().keys() <= {"macs", "params"}:
+        return
+    above = Schedule(hyper, hyper.asked).unmet(hyper.living())
+    if unmet := ", ".join(f"{takes:,} {resource} instead of {limit:,}" for resource, takes, limit in above):
+        warnings.warn(
+            f"the network that is exported has {unmet}. The budget is met at the search's last step: update an average "
+            "(EMA) after search.step(), so that it takes over what was removed.",
+            stacklevel=5,
         )
 
 

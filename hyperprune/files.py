@@ -29,6 +29,8 @@ def draft_of(path: str | Path) -> Iterator[Path]:
         >>> with draft_of("runs/numbers.json") as draft:  # doctest: +SKIP
         ...     draft.write_text("{}")
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise FileError(f"a file's path is needed, not {type(path).__name__}.")
     path = Path(path)
     if os.path.isdir(path):  # Path.is_dir raises where a folder above cannot be entered
         raise FileError(f"{path} is a folder; name a file in it, such as {path / 'slim'}.")

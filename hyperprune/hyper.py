@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -57,6 +58,7 @@ class HyperModel(nn.Module):
         cost: MACs and parameters at any widths.
         inputs: the example inputs, for the proof at export.
         generated: names of the parameters that are generated.
+        asked: the budget of the latest search, None before any.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -85,11 +87,24 @@ class HyperModel(nn.Module):
         self.cost = cost
         self.inputs = inputs
         self.generated = frozenset(generated(model))
+        self.asked: Budget | None = None
         for part in (self, *bank.modules(), *self.norms.modules()):
             part.training = model.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HyperModel:
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        vars(made).update(copy.deepcopy(vars(self), memo))
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise ModelError(
+            "a hyperized network cannot be pickled. To go on later, save hyper.state_dict(), search.state_dict() and "
+            "the optimiser's; to keep the slim network, save_pruned(export_pruned(hyper), path)."
+        )
 
     def parameter_groups(self, lr: float, weight_decay: float = 0.0, **options: Any) -> list[dict[str, Any]]:
         """Return two parameter groups for any optimiser: the model's parameters, and the latents.

@@ -131,8 +131,8 @@ class Watch:
         self._warned = True
         if self._foreign > FOREIGN:
             return (
-                f"the last {self._foreign} calls of search.step() followed steps of another optimiser than the search was "
-                "made with, whose gradients it does not read. Make a new Search with the optimiser that the loop uses."
+                f"the last {self._foreign} calls of search.step() followed steps of another optimiser than the "
+                "search's own, and it reads no other's gradients. Make a new Search with the one that the loop uses."
             )
         return (
             f"{self._unmatched} of {steps} calls of search.step() followed no optimizer.step(). Each counts as a step "

@@ -60,6 +60,10 @@ class Distillation:
         self.temperature = temperature
         self.weight = weight
 
+    def __repr__(self) -> str:
+        teacher = type(self.teacher).__name__
+        return f"Distillation({teacher}, temperature={self.temperature}, weight={self.weight})"
+
     def __call__(self, inputs: Any, logits: Tensor, loss: Tensor) -> Tensor:
         """Return the mixed loss, a scalar.
 

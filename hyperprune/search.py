@@ -7,7 +7,7 @@ import reprlib
 import warnings
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from hyperprune.errors import SearchError
 from hyperprune.hyper import HyperModel
 from hyperprune.latents import LatentBank
 from hyperprune.optimizers import Watch, before_each_use, options_of, overflow_told, unwrapped
-from hyperprune.schedule import Schedule
+from hyperprune.schedule import Schedule, of
 from hyperprune.sparsifiers import Fisher, Press, Sparsifier
 from hyperprune.sparsifiers.actions import Fading, Shrink
 from hyperprune.sparsifiers.base import AtSchedule, described
@@ -45,6 +45,7 @@ class SearchProgress:
         params: its parameters; ``params_fraction`` of the dense network's.
         live_units: units whose gate is not zero, of ``units``.
         pressure: strength of the sparsifier (lambda of an l1 rule; 0 where there is none).
+        takes: what the network takes of each budgeted resource (bytes, nanoseconds); of all of it ``limits`` may stay.
 
     Example:
         >>> print(SearchProgress(10, 40, 30_000_000, 8_000_000, 0.75, 0.8, 120, 160, 0.0))
@@ -60,11 +61,15 @@ class SearchProgress:
     live_units: int
     units: int
     pressure: float
+    takes: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        others = [name for name in self.limits if name not in ("macs", "params")]
+        budgeted = "".join(f", {self.takes[name]:,} {name} (budget {self.limits[name]:,})" for name in others)
         return (
             f"step {self.step}/{self.steps}: {self.macs / 1e6:,.2f} M MACs ({self.macs_fraction:.1%}), "
-            f"{self.params:,} params ({self.params_fraction:.1%}), {self.live_units}/{self.units} units"
+            f"{self.params:,} params ({self.params_fraction:.1%}){budgeted}, {self.live_units}/{self.units} units"
         )
 
 
@@ -139,8 +144,12 @@ class Search:
         self.done = False
         self._watch = Watch(self._bank)
         self._attached = False
+        hyper.asked = budget
         _SERVED.add(self._sparsifier)
         self._take_over()
+
+    def __repr__(self) -> str:
+        return f"Search(step {self.step_count} of {self.steps}, every {self.every}, {self._sparsifier!r})"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Let a copy watch its optimiser too: copies do not take hooks along."""
@@ -261,6 +270,8 @@ class Search:
             live_units=int(living.sum()),
             units=len(living),
             pressure=self._sparsifier.pressure,
+            takes={resource: of(cost, resource) for resource in self._schedule.limits},
+            limits=dict(self._schedule.limits),
         )
 
     def unmet(self) -> str:
@@ -425,7 +436,10 @@ def search_of(hyper: HyperModel) -> Search | None:
 
 def _check_arguments(hyper: object, budget: object, sparsifier: object) -> None:
     if not isinstance(hyper, HyperModel):
-        raise SearchError(f"Search takes what hyperize returned, not {type(hyper).__name__}.")
+        raise SearchError(
+            f"Search takes what hyperize returned, not {type(hyper).__name__}. Of a wrapper, such as a compiled "
+            "network, give what lies within (.module, ._orig_mod); training may go through the wrapper."
+        )
     hyper.require_intact()
     if not hyper.bank.latents.requires_grad:
         raise SearchError(

@@ -14,12 +14,12 @@ from hyperprune.errors import ModelError
 Pattern = str | nn.Module | type[nn.Module] | Callable[[str, nn.Module], bool]
 
 
-def select_layers(model: nn.Module, patterns: Iterable[Pattern], what: str) -> frozenset[str]:
+def select_layers(model: nn.Module, patterns: Iterable[Pattern] | None, what: str) -> frozenset[str]:
     """Return the paths of all modules that match a pattern, or lie inside one that does.
 
     Args:
         patterns: a module's name or a glob (``"layer4.*.conv2"``), a module of the model, a module class, or a
-            function of name and module; one of them or several.
+            function of name and module; one of them or several, or None.
         what: the argument's name, for the error.
 
     Raises:
@@ -34,7 +34,7 @@ def select_layers(model: nn.Module, patterns: Iterable[Pattern], what: str) -> f
     modules = dict(model.named_modules(remove_duplicate=False))
     chosen: set[str] = set()
     lone = isinstance(patterns, (str, type)) or callable(patterns)
-    for pattern in [patterns] if lone else patterns:
+    for pattern in [patterns] if lone else patterns or ():
         hits = [path for path, module in modules.items() if path and _matches(pattern, path, module, what)]
         if not hits:
             raise ModelError(f"{what}: nothing matches {_shown(pattern)}.{_nearest(pattern, modules)}")

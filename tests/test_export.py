@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from hyperprune import DHP, Budget, Lean, Search, export_pruned, hyperize, prune
+from hyperprune import DHP, Budget, Distillation, Lean, Search, export_pruned, hyperize, prune, save_pruned
 from hyperprune.cost import CostModel
-from hyperprune.errors import BudgetError, ModelError, ProofError
+from hyperprune.errors import BudgetError, FileError, ModelError, ProofError
 from hyperprune.export import export_with_proof
 from tests.models import (
     SMALL,
@@ -203,3 +204,27 @@ def test_an_export_before_the_last_step_says_that_the_budget_is_not_met() -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         export_pruned(hyper)
+
+
+def test_a_searched_network_is_copied_but_not_pickled_and_the_error_says_what_to_keep() -> None:
+    x = torch.randn(4, 3, 8, 8)
+    hyper = hyperize(residual(), x)
+    hyper.bank.remove_(torch.arange(hyper.coupling.units) % 3 == 0)
+    again = copy.deepcopy(hyper)
+    assert torch.equal(again(x), hyper(x))
+    assert again.bank is not hyper.bank
+    with pytest.raises(ModelError, match=r"cannot be pickled.*hyper\.state_dict\(\).*save_pruned"):
+        torch.save(hyper, io.BytesIO())
+    with pytest.raises(FileError, match="a file's path is needed, not NoneType"):
+        save_pruned(export_pruned(hyper), None)  # type: ignore[arg-type]
+
+
+def test_what_a_search_is_made_of_can_be_printed() -> None:
+    hyper = hyperize(residual(), torch.randn(4, 3, 8, 8), keep=None, only=None)  # type: ignore[arg-type]
+    search = Search(hyper, torch.optim.SGD(hyper.parameter_groups(lr=0.01)), Budget(activation_bytes=0.5), 6)
+    rule = "Sparsifier(Balanced(within=Saliency(decay=0.95), balance=0.5), Cut(), AtSchedule())"
+    assert repr(search) == f"Search(step 0 of 6, every 1, {rule})"
+    progress = search.progress()
+    assert progress.limits["activation_bytes"] == progress.takes["activation_bytes"] // 2
+    assert f"{progress.takes['activation_bytes']:,} activation_bytes (budget " in str(progress)
+    assert repr(Distillation(nn.Linear(2, 2))) == "Distillation(Linear, temperature=4.0, weight=0.4)"

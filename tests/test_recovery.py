@@ -88,6 +88,12 @@ def test_inputs_may_be_keyword_arguments() -> None:
         (lambda: Distillation("resnet50"), "must be a torch.nn.Module"),  # type: ignore[arg-type]
         (lambda: Distillation(nn.Linear(3, 3), temperature=0.0), "above 0"),
         (lambda: Distillation(nn.Linear(3, 3), temperature=float("nan")), "above 0"),
+        (lambda: Distillation(nn.Linear(3, 3), temperature=float("inf")), "above 0"),
+        (
+            lambda: Distillation(nn.Linear(3, 3))(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2)),
+            "of shape .2.: reduce",
+        ),
+        (lambda: Distillation(nn.Linear(3, 3))(torch.ones(2, 3), torch.ones(2, 3), 1.0), "one number, not float"),  # type: ignore[arg-type]
         (lambda: Distillation(nn.Linear(3, 3), weight=1.5), "between 0 and 1"),
     ],
 )

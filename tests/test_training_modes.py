@@ -136,6 +136,20 @@ def test_an_average_of_the_weights_exports_and_lives_where_the_network_lives() -
     assert slim(images()).isfinite().all()
 
 
+def test_an_average_that_is_older_than_the_last_step_of_the_search_is_warned_of() -> None:
+    hyper, optimizer, search = start()
+    average = ema(hyper)
+    for _ in range(8):
+        average.update_parameters(hyper)
+        advance(hyper, optimizer, search)
+    with pytest.warns(UserWarning, match=r"macs instead of .*update an average \(EMA\) after search.step\(\)"):
+        export_pruned(average.module)
+    average.update_parameters(hyper)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export_pruned(average.module)
+
+
 def test_sampled_gates_can_be_averaged_from_before_their_first_noise() -> None:
     hyper, optimizer, search = start(sparsifier=HardConcrete())
     average = ema(hyper)

@@ -102,7 +102,7 @@ def _loaded(parser: Parser, options: argparse.Namespace) -> tuple[nn.Module, Ten
     if is_file and not options.model:
         parser.error(f"{options.network} is a checkpoint: name the dense model it was made from, --model timm/resnet50")
     if options.model and not is_file:
-        parser.error(f"--model goes with a checkpoint, and {options.network} is none")
+        parser.error(f"--model goes with a checkpoint, and there is no file {options.network}")
     loaded = load_model(options.model or options.network, pretrained=options.pretrained and not is_file)
     network = load_pruned(loaded.model, options.network) if is_file else loaded.model
     shape = (options.batch, *(options.input or loaded.input_size))

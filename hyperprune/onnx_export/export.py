@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hyperprune.arguments import is_positive
 from hyperprune.checks import require_plain
 from hyperprune.copies import copied
 from hyperprune.errors import InputsError, ModelError, OnnxError, ProofError
@@ -77,6 +78,8 @@ def export_onnx(
     require_plain(model, "export_onnx")
     _check_tensors([*chain(model.parameters(), model.buffers())])
     _check_opset(opset)
+    if tolerance is not None and not is_positive(tolerance):
+        raise OnnxError(f"tolerance must be a number above 0, such as 1e-4, not {tolerance!r}.")
     network = _copy_on_cpu(model)
     inputs = in_order(ExampleInputs.of(example_inputs).map(lambda tensor: tensor.detach().cpu()), network)
     axes = free_axes(inputs, dynamic_batch, dynamic_size)
@@ -127,7 +130,8 @@ def _reference(network: nn.Module, inputs: ExampleInputs) -> Any:
         shapes = written(_shapes_of(inputs))
         raise InputsError(
             f"{type(network).__name__} fails on inputs of {shapes}: {type(error).__name__}: {error}\n"
-            "If its batch or image size must stay as it is, say dynamic_batch=False or dynamic_size=False."
+            "Pass inputs as the network takes them, in its type too. If its batch or image size must stay as it is, say "
+            "dynamic_batch=False or dynamic_size=False."
         ) from error
 
 

@@ -133,6 +133,8 @@ class Sparsifier:
     Example:
         >>> from hyperprune.sparsifiers import Cut, Size
         >>> rule = Sparsifier(Size(), Cut())  # smallest latents go at once
+        >>> rule
+        Sparsifier(Size(), Cut(), AtSchedule())
         >>> rule.pressure
         0.0
     """
@@ -141,6 +143,9 @@ class Sparsifier:
         self.score = score
         self.action = action
         self.ending: Ending = AtSchedule() if ending is None else ending
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(described(part) for part in (self.score, self.action, self.ending))})"
 
     def meet(self, hyper: HyperModel, prices: Prices) -> None:
         """Show the network, and what its units cost of the budget, to a score with a method ``meet(hyper, prices)``."""
