@@ -47,6 +47,8 @@ def _theirs(title: str, variants: dict[str, Maker], early: bool = False) -> Meth
 METHODS: dict[str, Method] = {
     DENSE: _baseline("dense, trained as long", ours.unpruned, early=True),
     DEFAULT: _ours("search, Fisher (default)", ours.searched(sparsifiers.Fisher), early=True),
+    "half": _ours("search, Fisher, half as long", ours.searched(sparsifiers.Fisher, share=0.5)),
+    "quarter": _ours("search, Fisher, a quarter as long", ours.searched(sparsifiers.Fisher, share=0.25)),
     "unbalanced": _ours("search, Fisher(balance=0)", ours.searched(partial(sparsifiers.Fisher, balance=0.0))),
     "l1": _ours("search, L1Proximal", ours.searched(sparsifiers.L1Proximal)),
     "group": _ours("search, GroupProximal", ours.searched(sparsifiers.GroupProximal)),

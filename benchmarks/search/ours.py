@@ -21,9 +21,9 @@ def unpruned(run: Run, feed: Feed) -> nn.Module:
     return copy.deepcopy(run.dense)
 
 
-def searched(sparsifier: Callable[[], Sparsifier]) -> Maker:
-    """Return a maker that searches with a sparsifier while it trains."""
-    return lambda run, feed: search_with(sparsifier(), run, feed)
+def searched(sparsifier: Callable[[], Sparsifier], share: float = 1.0) -> Maker:
+    """Return a maker that searches with a sparsifier while it trains, in a share of the steps that it may search in."""
+    return lambda run, feed: search_with(sparsifier(), run, feed, share)
 
 
 def seeded(sparsifier: Callable[[int], Sparsifier]) -> Maker:
@@ -36,13 +36,14 @@ def published(run: Run, feed: Feed) -> nn.Module:
     return search_with(PublishedL1(PUBLISHED_LAMBDA.get(run.network, 2e-4)), run, feed)
 
 
-def search_with(sparsifier: Sparsifier, run: Run, feed: Feed) -> nn.Module:
-    """Search for ``search_steps`` and return the slim network."""
+def search_with(sparsifier: Sparsifier, run: Run, feed: Feed, share: float = 1.0) -> nn.Module:
+    """Search for a share of ``search_steps`` and return the slim network."""
+    steps = round(share * run.course.search_steps)
     hyper = hyperize(run.dense, run.example)
     optimizer = optimizer_of(hyper.parameter_groups(run.course.lr, WEIGHT_DECAY))
-    search = Search(hyper, optimizer, Budget(macs=run.macs), run.course.search_steps, sparsifier=sparsifier)
+    search = Search(hyper, optimizer, Budget(macs=run.macs), steps, sparsifier=sparsifier)
     hyper.train()
-    for batch in islice(feed, run.course.search_steps):
+    for batch in islice(feed, steps):
         train_step(hyper, optimizer, batch)
         search.step()
     return export_pruned(hyper)

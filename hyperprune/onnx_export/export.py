@@ -130,7 +130,7 @@ def _reference(network: nn.Module, inputs: ExampleInputs) -> Any:
         shapes = written(_shapes_of(inputs))
         raise InputsError(
             f"{type(network).__name__} fails on inputs of {shapes}: {type(error).__name__}: {error}\n"
-            "Pass inputs as the network takes them, in its type too. If its batch or image size must stay as it is, say "
+            "Pass inputs of the network's own type. If its batch or image size must stay as it is, say "
             "dynamic_batch=False or dynamic_size=False."
         ) from error
 
