@@ -17,6 +17,7 @@ from hyperprune.trace import owner
 
 PASSING = (*CASTS, "alias")
 SCALING = ("mul", "addcmul")
+ROOTS = {"sqrt": 0.5, "rsqrt": -0.5}  # and the powers they stand for
 LENGTHS = ("norm", "linalg_vector_norm")
 LAID_OUT = (*PASSING, "view", "reshape", "unsqueeze", "slice")
 
@@ -73,11 +74,15 @@ def _layer_norm(x: torch.fx.Node, mean: object) -> WrittenNorm | None:
     scaled, inverse = _divided_by_root(variances[0])
     if scaled is None or plain_name(scaled) != ("mul" if inverse else "div"):
         return None
-    if set(onward) != {*squares, scaled} or len(squares) > 1 or (not inverse and _uncast(scaled.args[0]) not in off):
+    numerator = None if inverse else _uncast(scaled.args[0])
+    early = numerator if numerator in onward and _is(numerator, ("mul",)) else None  # weight * (x - mean) / root
+    if set(onward) != {*squares, early or scaled} or len(squares) > 1 or numerator not in (None, early, *off):
         return None
     inside = {mean, *off, *([] if squares else variances)}
     if not _is_all_that_happens(x, mean, inside):
         return None
+    if early is not None:
+        return _scaled_by(early, "layer") if _only_user(early, "div") is scaled else None
     return WrittenNorm(None, "layer") if is_all_of_its_layer(mean, scaled) else _weighted(scaled, "layer")
 
 
@@ -95,14 +100,20 @@ def _response_norm(x: torch.fx.Node, lengths: torch.fx.Node, mean: torch.fx.Node
 
 def _divided_by_root(variance: torch.fx.Node) -> tuple[torch.fx.Node | None, bool]:
     """Return what is divided by the root of a variance, and whether by a product with its inverse."""
-    root = _only_user(_only_user(variance, "add"), "rsqrt", "sqrt")
-    return _only_user(root, "mul", "div"), root is not None and plain_name(root) == "rsqrt"
+    root = _only_user(_only_user(variance, "add"), *ROOTS, "pow")
+    if root is None or (plain_name(root) == "pow" and root.args[1] not in ROOTS.values()):
+        return None, False
+    return _only_user(root, "mul", "div"), -0.5 in (ROOTS.get(plain_name(root)), root.args[-1])
 
 
 def _weighted(scaled: torch.fx.Node, kind: NormKind) -> WrittenNorm | None:
     """Return the norm, if a parameter scales its result, and does nothing but scale."""
     product = _only_user(scaled, *SCALING)
-    factors = [] if product is None else product.args[-2:]  # addcmul adds its first argument
+    return None if product is None else _scaled_by(product, kind)
+
+
+def _scaled_by(product: torch.fx.Node, kind: NormKind) -> WrittenNorm | None:
+    factors = product.args[-2:]  # addcmul adds its first argument
     sources = [_shifted(factor) for factor in factors]
     weights = [(source, offset) for source, offset in sources if source is not None and source.op == "placeholder"]
     if len(weights) != 1:

@@ -66,7 +66,7 @@ def _prelu(layer: Any) -> None:
 
 
 def _layer_norm(layer: Any) -> None:
-    if layer.weight is not None and layer.weight.ndim == 1:
+    if layer.weight is not None:
         layer.normalized_shape = type(layer.normalized_shape)(layer.weight.shape)
 
 

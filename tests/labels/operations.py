@@ -21,6 +21,19 @@ from tests.models import Net, SqueezeExcite
 aten = torch.ops.aten
 
 
+class GlobalNorm(nn.Module):
+    """A norm over channels and time, in plain arithmetic (Conv-TasNet)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma, self.beta = (nn.Parameter(torch.rand(1, width, 1) + 0.5) for _ in range(2))
+
+    def forward(self, y: Tensor) -> Tensor:
+        mean = y.mean(dim=(1, 2), keepdim=True)
+        variance = torch.pow(y - mean, 2).mean(dim=(1, 2), keepdim=True)
+        return self.gamma * (y - mean) / torch.pow(variance + 1e-8, 0.5) + self.beta
+
+
 class WrittenRMSNorm(nn.Module):
     """An RMS norm over an image's channels, in plain arithmetic."""
 
@@ -270,6 +283,32 @@ LAYERS = [
         lambda net, x: net.out(net.norm(net.a(x))),
         APART,
         (2, 5, 3),
+    ),
+    Row(
+        "a norm over channels and time, written out, counts the living",
+        lambda: {"a": nn.Conv1d(3, 4, 1), "norm": GlobalNorm(4), "out": nn.Conv1d(4, 2, 1)},
+        lambda net, x: net.out(net.norm(net.a(x))),
+        APART,
+        SIGNAL,
+    ),
+    Row(
+        "a layer norm over channels and the space behind them counts the living (GCNet's context)",
+        lambda: {"a": conv(3, 4), "norm": nn.LayerNorm([4, 1, 1]), "out": conv(4, 2)},
+        lambda net, x: net.out(net.norm(net.a(x).mean((2, 3), keepdim=True))),
+        APART,
+    ),
+    Row(
+        "a layer norm over whole images counts the living",
+        lambda: {"a": conv(3, 4), "norm": nn.LayerNorm([4, 4, 6]), "out": conv(4, 2)},
+        lambda net, x: net.out(net.norm(net.a(x)).relu()),
+        APART,
+    ),
+    Row(
+        "a layer norm over several axes of which channels are the last keeps all",
+        lambda: {"a": nn.Linear(3, 4), "norm": nn.LayerNorm([5, 4]), "out": nn.Linear(4, 2)},
+        lambda net, x: net.out(net.norm(net.a(x))),
+        NOTHING,
+        TOKENS,
     ),
     Row(
         "a layer norm without a layer of its own keeps what it reads",

@@ -64,6 +64,11 @@ def timms_v2(layer: nn.Module, x: Tensor) -> Tensor:
     return x + torch.addcmul(layer.shift.view(1, 1, -1), layer.scale.view(1, 1, -1), x * share)
 
 
+def scaled_first(layer: nn.Module, x: Tensor, power: float = 0.5) -> Tensor:
+    variance = x.var(-1, keepdim=True, unbiased=False)
+    return layer.scale * off_mean(x) / torch.pow(variance + 1e-8, power) + layer.shift
+
+
 KNOWN: dict[str, tuple[Written, str]] = {
     "rms": (lambda layer, x: x * root_of_squares(x) * layer.scale, "rms"),
     "rms by square": (lambda layer, x: x * (x.square().mean(-1, True) + 1e-6).rsqrt() * layer.scale, "rms"),
@@ -76,6 +81,11 @@ KNOWN: dict[str, tuple[Written, str]] = {
     "layer norm": (convnext, "layer"),
     "layer norm with a call for the variance": (with_variance, "layer"),
     "layer norm that takes the mean off once": (once_off, "layer"),
+    "layer norm that is scaled before it is divided": (scaled_first, "layer"),
+    "layer norm times the power of minus a half": (
+        lambda layer, x: (off := off_mean(x)) * (off.square().mean(-1, True) + 1e-6) ** -0.5 * layer.scale,
+        "layer",
+    ),
 }
 UNKNOWN: dict[str, Written] = {
     "variance with Bessel's correction": lambda layer, x: with_variance(layer, x, unbiased=True),
@@ -89,6 +99,11 @@ UNKNOWN: dict[str, Written] = {
     ),
     "upside down": lambda layer, x: (
         (off_mean(x).square().mean(-1, keepdim=True) + 1e-6).sqrt() / off_mean(x) * layer.scale
+    ),
+    "another power": lambda layer, x: scaled_first(layer, x, power=0.4),
+    "divided by a power that multiplies": lambda layer, x: scaled_first(layer, x, power=-0.5),
+    "what is scaled first is used once more": lambda layer, x: (
+        (y := layer.scale * off_mean(x)) / torch.pow(x.var(-1, keepdim=True, unbiased=False) + 1e-8, 0.5) + y
     ),
     "no epsilon": lambda layer, x: off_mean(x) / off_mean(x).square().mean(-1, keepdim=True).sqrt() * layer.scale,
     "the scale, and what is one more, scale it": lambda layer, x: (

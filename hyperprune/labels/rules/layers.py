@@ -154,20 +154,24 @@ def prelu(call: Call) -> Any:
 
 @rule("layer_norm")
 def layer_norm(call: Call) -> Any:
-    """A norm over the last axis: its statistics run over the living channels, where it is a layer of its own."""
-    return _norm_over_last_axis(call)
+    """A norm over the last axes: its statistics run over the living channels, where it is a layer of its own."""
+    return _norm_over_last_axes(call)
 
 
 @rule("rms_norm")
 def rms_norm(call: Call) -> Any:
     """As a layer norm, without a mean."""
-    return _norm_over_last_axis(call, "rms")
+    return _norm_over_last_axes(call, "rms")
 
 
-def _norm_over_last_axis(call: Call, kind: NormKind = "layer") -> Any:
+def _norm_over_last_axes(call: Call, kind: NormKind = "layer") -> Any:
+    """Of several axes, channels lie along the first one, in front of space (the context blocks of GCNet)."""
     x = call.labels(call.arg("input"))
-    if len(call.arg("normalized_shape")) > 1:
-        return call.give_up(MIXED_NORM)
+    first = x.ndim - len(call.arg("normalized_shape"))
+    if first < x.ndim - 1:
+        if varying_axes(x) != [first] or call.arg("weight") is None:
+            return call.give_up(MIXED_NORM)
+        return _mixing_norm(call, x, first, kind=kind, spatial=True)
     x = call.settled(x, -1)
     call.sized(extent(x, x.ndim - 1))
     return _mixing_norm(call, x, x.ndim - 1, kind=kind)

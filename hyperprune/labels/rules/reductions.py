@@ -48,7 +48,7 @@ def reduce(call: Call) -> Any:
     x = call.labels(call.arg("self", call.arg("input")))
     axes = _axes(call.arg("dim"), x.ndim)
     if any(varies(x, axis) for axis in axes):
-        if varying_axes(x) == axes and _is_of_a_written_norm(call, x, axes[0]):
+        if len(varying_axes(x)) == 1 and _is_of_a_written_norm(call, x, axes):
             return call.pinned(REDUCED)
         if not set(varying_axes(x)) - set(axes):
             return call.give_up(REDUCED)
@@ -82,18 +82,22 @@ def along_axis(call: Call) -> Any:
     return [x.narrow(axis, 0, 1).expand(v.shape) for v in value]
 
 
-def _is_of_a_written_norm(call: Call, x: Tensor, axis: int) -> bool:
-    """Say whether a layer writes out a norm of which this is a part; its statistics are to run over the living."""
+def _is_of_a_written_norm(call: Call, x: Tensor, axes: list[int]) -> bool:
+    """Say whether a layer writes out a norm of which this is a part; its statistics are to run over the living.
+
+    They may run over all axes behind the channels too, as a group norm's of one group (Conv-TasNet's global norm).
+    """
+    (axis,) = varying_axes(x)
     norm = written_norm(call.node) if call.operator in ("aten::mean", "aten::var") else None
-    if norm is None:
+    spatial = axes != [axis]
+    if norm is None or (spatial and (sorted(axes) != list(range(axis, x.ndim)) or norm.kind == "response")):
         return False
     weight = call.value(norm.weight)
     if norm.weight is not None and not call.owns(weight):
         return False
-    last = -1 if axis == x.ndim - 1 else axis  # counted from the end: inputs may differ in rank
-    call.living_norm(
-        NormCall(call.name_of_norm(weight), call.channels(x, axis), last, kind=norm.kind, offset=norm.offset)
-    )
+    at = -1 if axis == x.ndim - 1 else axis  # counted from the end: inputs may differ in rank
+    name, channels = call.name_of_norm(weight), call.channels(x, axis)
+    call.living_norm(NormCall(name, channels, at, kind=norm.kind, spatial=spatial, offset=norm.offset))
     return True
 
 
