@@ -35,6 +35,7 @@ from hyperprune.rehearsal import (
     undecided,
     whatever_is_read,
     with_firm_attributes,
+    with_first_readings,
     with_spared,
     without_guilty,
 )
@@ -270,7 +271,7 @@ def _offered(
         if isinstance(outcome, Proof):
             tried = undecided(choices, base, coupling, inputs, couple)
             if tried is None:
-                return coupling
+                return with_first_readings(choices, base, coupling, inputs, couple)
         else:
             tried = (
                 with_firm_attributes(choices, base, coupling, inputs, outcome, couple)

@@ -33,6 +33,7 @@ ENOUGH = 1024  # values per channel from which more add nothing: statistics need
 CLEAR = 1e-5  # bound on the error in float32; what is above it is looked at once more in float64
 FEW_UNITS = 8  # in a group, up to which it counts as small
 MOST_WAYS = 8  # attributes of one module that are tried one by one
+MOST_LINES = 8  # whose calls are read as at first once more, one after the other
 FEW = 3  # classes that multiply activations, up to which every combination of readings is tried
 FUSED = "scaled_dot_product_attention"
 AGAIN = 2  # runs in train mode that tell shapes drawn by chance from shapes that follow widths
@@ -506,6 +507,29 @@ def undecided(
         if isinstance(rehearse(model, couple(choices.read(other)), inputs), Proof):
             doubtful += nodes
     return choices.read(dict.fromkeys(doubtful, LAST_RESORT)) if doubtful else None
+
+
+def with_first_readings(
+    choices: Choices, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, couple: Couple
+) -> CouplingMap:
+    """Return the map, once exports hold, with those calls read as at first that were read otherwise without need.
+
+    A wrong result blames all calls that hold sizes, and an exception all of a class: the channels of the innocent
+    come back, line by line.
+    """
+    blamed = {node for node, reading in choices.readings.items() if reading}
+    lines: dict[str, set[str]] = {}
+    for size in couple(choices.read(dict.fromkeys(blamed, 0))).sizes if len(blamed) > 1 else ():
+        if size.node in blamed:
+            lines.setdefault(size.source, set()).add(size.node)
+    if not 1 < len(lines) <= MOST_LINES:
+        return coupling
+    for nodes in lines.values():
+        tried = choices.read(dict.fromkeys(nodes, 0))
+        found = couple(tried)
+        if found.units > coupling.units and isinstance(rehearse(model, found, inputs), Proof):
+            choices, coupling = tried, found
+    return coupling
 
 
 def _other_products(coupling: CouplingMap, modules: Mapping[str, nn.Module], choices: Choices) -> dict[str, int]:

@@ -896,3 +896,25 @@ def test_an_addition_whose_result_nobody_reads_ties_what_it_adds() -> None:
     hyper, slim = halved(DeadEnd(), torch.randn(2, 3, 9))
     assert {group.name: group.size for group in hyper.coupling.groups} == {"stem": 12, "skip.0": 10}
     assert slim.back[1].out_channels == slim.stem.out_channels < 12
+
+
+class TwoCuts(nn.Module):
+    """One cut whose sizes are attributes, and one of a number that nothing repairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.context = 12, 8
+        self.both, self.features, self.some = nn.Conv2d(3, 20, 1), nn.Conv2d(3, 16, 1), nn.Conv2d(9, 4, 1)
+        self.out = nn.Conv2d(24, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, context = torch.split(self.both(x), [self.hidden, self.context], 1)
+        some = self.some(self.features(x)[:, :9])
+        return self.out(torch.cat([hidden.tanh(), context.relu(), some], 1))
+
+
+def test_a_size_that_cannot_be_repaired_costs_no_channels_of_a_line_that_can() -> None:
+    hyper, slim = halved(TwoCuts(), torch.randn(IMAGE))
+    assert {stays.layer: stays.channels for stays in hyper.coupling.frozen} == {"features": 16, "out": 2}
+    assert units_of(hyper, "both") == 20
+    assert slim.hidden + slim.context == slim.both.out_channels < 20
