@@ -87,7 +87,7 @@ def build(
     axes = _axes(ledger, roots, reasons, marked)
     _require_reader(axes, reasons, _gated_rows(ledger, roots), ledger.size)
     members = _members(axes, reasons, ledger.size, _inhabited(ledger, roots))
-    _require_company(members, reasons, _bonds(ledger, roots))
+    _require_company(members, reasons, ledger, roots)
     units = np.full(ledger.size, STAYS)
     units[[root for roots_ in members.values() for root in roots_]] = np.arange(sum(map(len, members.values())))
     of_label = units[roots]
@@ -327,21 +327,23 @@ def _members(
     return dict(members)
 
 
-def _bonds(ledger: Ledger, roots: np.ndarray) -> dict[int, Freeze]:
-    """Return for each root the reason that bound its channels to each other, where a rule gave one."""
-    found: dict[int, Freeze] = {}
-    for tie in ledger.ties:
-        if tie.reason:
-            for root in np.unique(roots[tie.left.numpy()]).tolist():
-                found.setdefault(root, Freeze(tie.left, tie.reason, tie.origin))
-    return found
+def _require_company(
+    members: dict[Homes, list[int]], reasons: dict[int, Freeze], ledger: Ledger, roots: np.ndarray
+) -> None:
+    """A lone unit would take its whole layer along; it stays, for the call that bound its channels to each other."""
+    keys = [key for key, roots_ in members.items() if len(roots_) == 1]
+    lone = {root for key in keys for root in members.pop(key)}
+    reasons.update(dict.fromkeys(lone, Freeze(None, ALONE, _NOWHERE)))  # type: ignore[arg-type]
+    binding = [tie for tie in ledger.ties if tie.reason or _binds(tie)] if lone else []
+    for tie in sorted(binding, key=lambda tie: bool(tie.reason), reverse=True):
+        for root in lone.intersection(roots[tie.left.numpy()].tolist()):
+            lone.discard(root)
+            reasons[root] = Freeze(tie.left, tie.reason or ALONE, tie.origin)
 
 
-def _require_company(members: dict[Homes, list[int]], reasons: dict[int, Freeze], bonds: Mapping[int, Freeze]) -> None:
-    """A lone unit would take its whole layer along; it stays."""
-    for key in [key for key, roots in members.items() if len(roots) == 1]:
-        (root,) = members.pop(key)
-        reasons[root] = bonds.get(root) or Freeze(None, ALONE, _NOWHERE)  # type: ignore[arg-type]
+def _binds(tie: Tie) -> bool:
+    """Say whether a tie binds several channels to a single one."""
+    return len(tie.left.unique()) != len(tie.right.unique())
 
 
 def _groups(members: Mapping[Homes, list[int]], axes: list[_Axis], ties: Sequence[Iterable[str]]) -> tuple[Group, ...]:

@@ -172,6 +172,8 @@ def test_the_first_reason_counts() -> None:
 def test_a_unit_alone_stays_and_says_so_or_why_it_is_alone() -> None:
     script, (_, b, _) = chain(1, 3, 2)
     assert script.solved().frozen[0] == Frozen("a", 1, "is the only unit of its group", "")
+    script.tie(b[:1].expand(3), b, Origin("aten.select", "m", ""))
+    assert script.solved().frozen[1] == Frozen("b", 3, "is the only unit of its group", "aten.select in 'm'")
     script.tie(b[:-1], b[1:], Origin("aten.sum", "m", ""), "is summed")
     assert script.solved().groups == ()
     assert script.solved().frozen[1] == Frozen("b", 3, "is summed", "aten.sum in 'm'")
