@@ -95,6 +95,11 @@ class HyperModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
 
+    def __copy__(self) -> HyperModel:
+        made = type(self).__new__(type(self))
+        vars(made).update(vars(self))
+        return made
+
     def __deepcopy__(self, memo: dict[int, Any]) -> HyperModel:
         made = type(self).__new__(type(self))
         memo[id(self)] = made

@@ -15,7 +15,7 @@ from hyperprune.errors import SearchError
 from hyperprune.latents import LatentBank
 
 UNMATCHED = 20  # steps without an optimiser's; AMP's scaler skips about that many while it looks for a scale
-FOREIGN = 5  # updates of the latents in a row that were not the optimiser's, from which another one has taken its place
+SURE = 5  # steps of which it is certain that the loop is wrong, before anything is said
 
 
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
@@ -72,6 +72,7 @@ class Watch:
         self._looked = False
         self._unmatched = 0
         self._foreign = 0
+        self._extra = 0
         self._version = bank.latents._version
         self._overflow: Tensor | None = None
         self._skipped = torch.zeros((), dtype=torch.int64, device=bank.alive.device)
@@ -104,6 +105,7 @@ class Watch:
         self._foreign = self._foreign + 1 if moved else 0
         if not self._looked:
             self._unmatched += 1
+            self._extra += not moved and not self._may_be_skipped()
             self.lived = self.closed = None
         self._looked = False
         if self._overflow is not None:
@@ -115,9 +117,13 @@ class Watch:
 
         It is given a few steps; more, as long as gradients can be seen to overflow. ``zero_grad()`` may hide them.
         """
-        gradient = self._bank.latents.grad
-        overflows = gradient is not None and not bool(gradient.isfinite().all())
+        overflows = self._bank.latents.grad is not None and self._may_be_skipped()
         return self._unmatched + int(self._skipped) == steps and (steps <= UNMATCHED or overflows)
+
+    def _may_be_skipped(self) -> bool:
+        """Say whether AMP's scaler may have skipped a step: the gradient overflows, or has been thrown away."""
+        gradient = self._bank.latents.grad
+        return gradient is None or not bool(gradient.isfinite().all())
 
     def end_step(self) -> None:
         """Note that whatever moves the latents from now on is not the search."""
@@ -125,11 +131,12 @@ class Watch:
 
     def complaint(self, steps: int) -> str:
         """Say what is wrong with the loop, once: steps without one of the optimiser, or steps of another one."""
-        often = self._unmatched > UNMATCHED and 3 * self._unmatched > steps
-        if self._warned or not (often or self._foreign > FOREIGN):
+        unmatched = self._unmatched > UNMATCHED and 3 * self._unmatched > steps
+        often = unmatched or (self._extra > SURE and 3 * self._extra > steps)
+        if self._warned or not (often or self._foreign > SURE):
             return ""
         self._warned = True
-        if self._foreign > FOREIGN:
+        if self._foreign > SURE:
             return (
                 f"the last {self._foreign} calls of search.step() followed steps of another optimiser than the "
                 "search's own, and it reads no other's gradients. Make a new Search with the one that the loop uses."
