@@ -13,7 +13,7 @@ def is_positive(value: object) -> bool:
         >>> is_positive(0.1), is_positive(0), is_positive("1"), is_positive(True), is_positive(float("inf"))
         (True, False, False, False, False)
     """
-    return not isinstance(value, bool) and isinstance(value, Real) and 0 < float(value) < math.inf
+    return not isinstance(value, bool) and isinstance(value, Real) and 0 < value < math.inf  # type: ignore[operator]
 
 
 def is_count(value: object, least: int = 1) -> bool:
@@ -23,4 +23,4 @@ def is_count(value: object, least: int = 1) -> bool:
         >>> is_count(2), is_count(0), is_count(0, least=0), is_count(2.0), is_count(True)
         (True, False, True, False, False)
     """
-    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
+    return not isinstance(value, bool) and isinstance(value, Integral) and value >= least  # type: ignore[operator]

@@ -71,6 +71,10 @@ class FileError(HyperpruneError, OSError):
     """A file cannot be read or written; what stood there before is intact."""
 
 
+class SavingError(HyperpruneError, TypeError):
+    """Something is pickled that is to be saved by its state."""
+
+
 class CheckpointError(HyperpruneError, ValueError):
     """A checkpoint is missing, damaged, foreign, or of another network than the one it is loaded into."""
 

@@ -104,14 +104,14 @@ def _warn_of_an_unmet_budget(hyper: HyperModel) -> None:
 
 
 def _warn_of_an_old_copy(hyper: HyperModel) -> None:
-    """An average (EMA) that was updated before the search's last step holds what that step removed."""
+    """A copy or an average (EMA) from before the search's last step holds what that step removed."""
     if hyper.asked is None or not hyper.asked.asked().keys() <= {"macs", "params"}:
         return
     above = Schedule(hyper, hyper.asked).unmet(hyper.living())
     if unmet := ", ".join(f"{takes:,} {resource} instead of {limit:,}" for resource, takes, limit in above):
         warnings.warn(
-            f"the network that is exported has {unmet}. The budget is met at the search's last step: update an average "
-            "(EMA) after search.step(), so that it takes over what was removed.",
+            f"the network that is exported has {unmet}, which its latest search was asked for. A copy or an average "
+            "(EMA) is to be updated after search.step(), the last one too, so that it takes over what was removed.",
             stacklevel=5,
         )
 

@@ -19,10 +19,10 @@ from hyperprune.copies import copied
 from hyperprune.cost import CostModel
 from hyperprune.coupling import Branch, CouplingMap, Site, build, find_branches
 from hyperprune.edits import edited
-from hyperprune.errors import ModelError, NothingPrunableError
+from hyperprune.errors import ModelError, NothingPrunableError, SavingError
 from hyperprune.generators import Generator, Lean, attach, generated
 from hyperprune.labels import Attention, flow, norms_in_groups
-from hyperprune.labels.reasons import REMEDIES
+from hyperprune.labels.reasons import OUTPUT, REMEDIES
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
@@ -107,7 +107,7 @@ class HyperModel(nn.Module):
         return made
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise ModelError(
+        raise SavingError(
             "a hyperized network cannot be pickled. To go on later, save hyper.state_dict(), search.state_dict() and "
             "the optimiser's; to keep the slim network, save_pruned(export_pruned(hyper), path)."
         )
@@ -427,7 +427,9 @@ def _require_something(coupling: CouplingMap, model: nn.Module) -> None:
         "  no layer was met whose weight is a parameter with one axis for what it reads and one for what it makes: "
         "weights that forward() computes (quantised, modulated) and tensors of experts or heads stay whole."
     ]
-    reasons += dict.fromkeys(f"what helps: {REMEDIES[f.reason]}." for f in coupling.frozen if f.reason in REMEDIES)
+    found = [f.reason for f in coupling.frozen if f.reason in REMEDIES]
+    found = [reason for reason in found if reason != OUTPUT] or found  # every network has an output
+    reasons += [f"what helps: {remedy}." for remedy in dict.fromkeys(REMEDIES[reason] for reason in found)]
     raise NothingPrunableError(
         f"nothing in {type(model).__name__} can be removed without changing its outputs:\n" + "\n".join(reasons)
     )

@@ -71,9 +71,8 @@ class Watch:
         self._bank = bank
         self._looked = False
         self._unmatched = 0
-        self._foreign = 0
         self._extra = 0
-        self._version = bank.latents._version
+        self._in_a_row = 0
         self._overflow: Tensor | None = None
         self._skipped = torch.zeros((), dtype=torch.int64, device=bank.alive.device)
         self._warned = False
@@ -101,11 +100,10 @@ class Watch:
 
     def count_step(self) -> None:
         """Count a step of the search, and whether one of the optimiser came before it."""
-        moved = not self._looked and self._bank.latents._version != self._version
-        self._foreign = self._foreign + 1 if moved else 0
+        self._in_a_row = 0 if self._looked or self._may_be_skipped() else self._in_a_row + 1
         if not self._looked:
             self._unmatched += 1
-            self._extra += not moved and not self._may_be_skipped()
+            self._extra += self._in_a_row > 0
             self.lived = self.closed = None
         self._looked = False
         if self._overflow is not None:
@@ -123,27 +121,19 @@ class Watch:
     def _may_be_skipped(self) -> bool:
         """Say whether AMP's scaler may have skipped a step: the gradient overflows, or has been thrown away."""
         gradient = self._bank.latents.grad
-        return gradient is None or not bool(gradient.isfinite().all())
-
-    def end_step(self) -> None:
-        """Note that whatever moves the latents from now on is not the search."""
-        self._version = self._bank.latents._version
+        return gradient is None or gradient.is_meta or not bool(gradient.isfinite().all())
 
     def complaint(self, steps: int) -> str:
-        """Say what is wrong with the loop, once: steps without one of the optimiser, or steps of another one."""
+        """Say, once, that too many steps came without one of the optimiser."""
+        extra = self._in_a_row > SURE or (self._extra > SURE and 3 * self._extra > steps)
         unmatched = self._unmatched > UNMATCHED and 3 * self._unmatched > steps
-        often = unmatched or (self._extra > SURE and 3 * self._extra > steps)
-        if self._warned or not (often or self._foreign > SURE):
+        if self._warned or not (extra or unmatched):
             return ""
         self._warned = True
-        if self._foreign > SURE:
-            return (
-                f"the last {self._foreign} calls of search.step() followed steps of another optimiser than the "
-                "search's own, and it reads no other's gradients. Make a new Search with the one that the loop uses."
-            )
         return (
-            f"{self._unmatched} of {steps} calls of search.step() followed no optimizer.step(). Each counts as a step "
-            "towards the budget: call search.step() once after every optimizer.step()."
+            f"{self._unmatched} of {steps} calls of search.step() followed no optimizer.step() of the optimiser that "
+            "the search was made with. Each counts as a step towards the budget: call search.step() once after every "
+            "optimizer.step(), and make a new Search where the loop replaces its optimiser."
         )
 
     def state_dict(self) -> dict[str, int]:

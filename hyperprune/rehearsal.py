@@ -518,8 +518,10 @@ def with_first_readings(
     come back, line by line.
     """
     blamed = {node for node, reading in choices.readings.items() if reading}
+    if len(blamed) < 2:
+        return coupling
     lines: dict[str, set[str]] = {}
-    for size in couple(choices.read(dict.fromkeys(blamed, 0))).sizes if len(blamed) > 1 else ():
+    for size in couple(choices.read(dict.fromkeys(blamed, 0))).sizes:
         if size.node in blamed:
             lines.setdefault(size.source, set()).add(size.node)
     if not 1 < len(lines) <= MOST_LINES:

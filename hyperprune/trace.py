@@ -43,6 +43,7 @@ _UNKNOWN = (
     "Let forward() return tensors, or lists, dicts and dataclasses of them. Hugging Face's models make a cache: say "
     "model.config.use_cache = False, or use_cache=False among the example inputs."
 )
+_ELEMENT_BY_ELEMENT = ("add", "sub", "mul", "div", "cat", "relu", "prelu", "gelu", "silu", "sigmoid", "tanh", "dropout")
 _CONVERSIONS = (torch.ops.aten.to, torch.ops.aten.type_as, torch.ops.aten.contiguous)
 _LIBRARY = ("/torch/nn/", "/torch/_", "/torch/functional")
 _PACKAGES = ("torch.", "torchvision.", "timm.")
@@ -213,6 +214,11 @@ def origin(node: torch.fx.Node) -> Origin:
 def owner(node: torch.fx.Node) -> str:
     """Return the path of the innermost module whose ``forward`` made this call."""
     return _module_path(list((node.meta.get("nn_module_stack") or {}).values()))
+
+
+def plain_name(node: torch.fx.Node) -> str:
+    """Return the name of a call without overload and without the mark of an in-place operation."""
+    return str(getattr(node.target, "__name__", node.target)).split(".")[0].rstrip("_")
 
 
 def owner_class(node: torch.fx.Node) -> str:
@@ -391,14 +397,16 @@ def _drop_idle_(graph: torch.fx.Graph) -> None:
 def _drop_unused_(graph: torch.fx.Graph) -> None:
     """Leave out calls whose results nobody uses, in place: the attention weights that a layer averages over heads.
 
-    Calls with weights stay, for what they cost; and so does what is made of them, for the sizes that must fit (the
-    last block of Conv-TasNet adds to a stream that nobody reads).
+    Calls with weights stay, for what they cost; and so do additions of what they make and the like, for sizes must fit
+    there (the last block of Conv-TasNet adds to a stream that nobody reads).
     """
     used = _reaching_outputs(graph)
     weighted: set[torch.fx.Node] = set()
     for node in graph.nodes:
-        made_of = any(source.op == "placeholder" or source in weighted for source in node.all_input_nodes)
-        if made_of and node not in used and node.meta.get("val") is not None:
+        if node in used or node.meta.get("val") is None:
+            continue
+        meets = plain_name(node) in _ELEMENT_BY_ELEMENT
+        if any(source.op == "placeholder" or (meets and source in weighted) for source in node.all_input_nodes):
             weighted.add(node)
     for node in reversed(graph.nodes):
         if not node.users and node not in used and node not in weighted:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from hyperprune import DHP, Budget, Distillation, Lean, Search, export_pruned, hyperize, prune, save_pruned
 from hyperprune.cost import CostModel
-from hyperprune.errors import BudgetError, FileError, ModelError, ProofError
+from hyperprune.errors import BudgetError, FileError, ModelError, ProofError, SavingError
 from hyperprune.export import export_with_proof
 from tests.models import (
     SMALL,
@@ -213,7 +213,7 @@ def test_a_searched_network_is_copied_but_not_pickled_and_the_error_says_what_to
     again = copy.deepcopy(hyper)
     assert torch.equal(again(x), hyper(x))
     assert again.bank is not hyper.bank
-    with pytest.raises(ModelError, match=r"cannot be pickled.*hyper\.state_dict\(\).*save_pruned"):
+    with pytest.raises(SavingError, match=r"cannot be pickled.*hyper\.state_dict\(\).*save_pruned"):
         torch.save(hyper, io.BytesIO())
     with pytest.raises(FileError, match="a file's path is needed, not NoneType"):
         save_pruned(export_pruned(hyper), None)  # type: ignore[arg-type]

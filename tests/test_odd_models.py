@@ -918,3 +918,40 @@ def test_a_size_that_cannot_be_repaired_costs_no_channels_of_a_line_that_can() -
     assert {stays.layer: stays.channels for stays in hyper.coupling.frozen} == {"features": 16, "out": 2}
     assert units_of(hyper, "both") == 20
     assert slim.hidden + slim.context == slim.both.out_channels < 20
+
+
+class Watched(nn.Module):
+    """A layer beside which statistics are taken that nobody reads."""
+
+    def __init__(self, statistic: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.watched, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+        self.statistic = statistic
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        self.statistic(self.watched(y) + y)
+        return self.out(y)
+
+
+@pytest.mark.parametrize(
+    "statistic",
+    [
+        lambda y: y.mean(1),
+        lambda y: y.softmax(1).log().sum(),
+        lambda y: y.flatten(2) @ y.flatten(2).transpose(1, 2),
+        lambda y: torch.linalg.svdvals(y.flatten(2)),
+    ],
+    ids=["mean", "entropy", "gram", "singular values"],
+)
+def test_a_statistic_that_nobody_reads_costs_no_channels(statistic: Callable[[Tensor], Tensor]) -> None:
+    hyper, slim = halved(Watched(statistic), torch.randn(IMAGE))
+    assert [group.size for group in hyper.coupling.groups] == [8]
+    assert slim.watched.out_channels == slim.a.out_channels < 8
+
+
+def test_a_norm_over_channels_and_time_takes_inputs_without_a_batch() -> None:
+    model = nn.Sequential(nn.Conv1d(3, 9, 1), nn.LayerNorm([9, 9]), nn.Conv1d(9, 2, 1))
+    hyper, slim = halved(model, torch.randn(2, 3, 9))
+    single = torch.randn(3, 9)
+    torch.testing.assert_close(slim(single), hyper(single), rtol=1e-4, atol=1e-5)

@@ -540,7 +540,7 @@ def test_a_damaged_state_is_refused_and_nothing_has_changed() -> None:
         *({"doomed": bad} for bad in (None, good["doomed"].float(), good["doomed"][:, None], torch.tensor(True))),
         *({"prices": bad} for bad in (-3, torch.ones(1), good["prices"][:, None], good["prices"] * torch.nan)),
         *({"sparsifier": {**good["sparsifier"], "pressure": bad}} for bad in ("x", torch.nan)),
-        *({"sparsifier": {**good["sparsifier"], "score": {"average": bad}}} for bad in (torch.ones(3), "x")),
+        *({"sparsifier": {**good["sparsifier"], "score": {"average": bad}}} for bad in (3, "x")),
     ]
     for damage in damages:
         with pytest.raises(SearchError):
@@ -564,9 +564,9 @@ def test_an_optimiser_that_is_replaced_in_the_middle_is_warned_of() -> None:
             search.step()
 
     advance(optimizer, 25)
-    with pytest.warns(UserWarning, match="the last 6 calls .* another optimiser .* Make a new Search") as caught:
+    with pytest.warns(UserWarning, match="calls .* followed no optimizer.step.* make a new Search where") as caught:
         advance(torch.optim.SGD(hyper.parameter_groups(lr=0.01)), 15)
-    assert sum("another optimiser" in str(warning.message) for warning in caught) == 1
+    assert sum("make a new Search" in str(warning.message) for warning in caught) == 1
 
 
 def test_a_search_that_resumes_before_the_first_step_that_counts_goes_on_as_it_would_have() -> None:

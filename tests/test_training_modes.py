@@ -142,7 +142,7 @@ def test_an_average_that_is_older_than_the_last_step_of_the_search_is_warned_of(
     for _ in range(8):
         average.update_parameters(hyper)
         advance(hyper, optimizer, search)
-    with pytest.warns(UserWarning, match=r"macs instead of .*update an average \(EMA\) after search.step\(\)"):
+    with pytest.warns(UserWarning, match=r"macs instead of .*average \(EMA\) is to be updated after search.step\(\)"):
         export_pruned(average.module)
     average.update_parameters(hyper)
     with warnings.catch_warnings():

@@ -158,8 +158,8 @@ class HyperPrune(Callback):
         return inputs
 
     def _steps_of(self, trainer: Trainer) -> int:
-        if isinstance(self.steps, int):
-            return self.steps
+        if is_count(self.steps):
+            return int(self.steps)
         total = trainer.estimated_stepping_batches
         if not 0 < total < math.inf:
             raise SearchError(

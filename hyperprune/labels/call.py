@@ -271,13 +271,17 @@ class Call:
 
     def cut_alike(self, parts: tuple[int, ...]) -> list[Tensor]:
         """Return the labels, shape ``[size]``, of what this module has cut into parts of such sizes before."""
-        calls = (call for call in self._ledger.sized if call.origin.module == self.origin.module)
-        return [call.extents[0][:, 0] for call in calls if call.parts == parts]
+        return [call.extents[0][:, 0] for call in self._sized_here() if call.parts == parts]
 
-    def sized_alike(self, size: int) -> list[Tensor]:
-        """Return the labels, shape ``[size]``, of what other calls of this module hold the same size of."""
-        calls = (call for call in self._ledger.sized if call.origin.module == self.origin.module)
-        return [grid[:, 0] for call in calls for grid in call.extents if grid.shape == (size, 1)]
+    def tie_alike(self, channels: Tensor) -> None:
+        """Tie channels to all that earlier calls of this module hold the same size of."""
+        for call in self._sized_here():
+            for grid in call.extents:
+                if grid.shape == (len(channels), 1):
+                    self.tie(grid[:, 0], channels)
+
+    def _sized_here(self) -> list[SizedCall]:
+        return [call for call in self._ledger.sized if call.origin.module == self.origin.module]
 
     def along(self, channels: Tensor, axis: int) -> Tensor:
         """Lay a vector of labels along ``axis`` of the output's shape."""

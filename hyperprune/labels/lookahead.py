@@ -8,7 +8,7 @@ import torch
 import torch.fx
 
 from hyperprune.labels.arrays import spread, varying_axes
-from hyperprune.trace import owner
+from hyperprune.trace import owner, plain_name
 
 ATTENTION = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum")
 PASSED = {
@@ -59,11 +59,11 @@ def image_axis(node: torch.fx.Node) -> tuple[int, ...]:
 
 def is_taken_apart(node: torch.fx.Node, axis: int) -> bool:
     """Say whether the positions along an axis are next used one by one, as the two parts of complex numbers are."""
-    return any(_takes_apart(user, axis) for user in node.users)
+    return any(_takes_apart(user, node, axis) for user in node.users)
 
 
-def _takes_apart(user: torch.fx.Node, axis: int) -> bool:
-    name, before = plain_name(user), user.all_input_nodes[0].meta["val"]
+def _takes_apart(user: torch.fx.Node, node: torch.fx.Node, axis: int) -> bool:
+    name, before = plain_name(user), node.meta["val"]
     rank = before.ndim
     if name in ("select", "unbind"):
         return (user.args[1] if len(user.args) > 1 else 0) % rank == axis
@@ -136,11 +136,6 @@ def is_last_of_its_layer(node: torch.fx.Node) -> bool:
     layer = owner(node)
     inside = [user for user in node.users if is_within(owner(user), layer)]
     return bool(layer) and all(plain_name(user) in CASTS and is_last_of_its_layer(user) for user in inside)
-
-
-def plain_name(node: torch.fx.Node) -> str:
-    """Return the name of a call without overload and without the mark of an in-place operation."""
-    return str(getattr(node.target, "__name__", node.target)).split(".")[0].rstrip("_")
 
 
 def norms_in_groups(graphs: Iterable[torch.fx.Graph]) -> tuple[str, ...]:

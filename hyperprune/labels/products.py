@@ -13,7 +13,7 @@ from torch import Tensor
 from hyperprune.labels.arrays import thin, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ProductCall, Rows, TensorRef
-from hyperprune.labels.lookahead import plain_name
+from hyperprune.trace import plain_name
 
 MOVED = {
     *("getitem", "permute", "transpose", "t", "mT", "unbind", "select", "chunk", "split", "split_with_sizes"),

@@ -11,8 +11,7 @@ from typing import cast
 
 import torch.fx
 
-from hyperprune.labels.lookahead import plain_name
-from hyperprune.trace import owner
+from hyperprune.trace import owner, plain_name
 
 RESHAPES = ("reshape", "view", "reshape_as", "view_as")
 

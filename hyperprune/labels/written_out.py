@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch.fx
 
 from hyperprune.labels.ledger import NormKind
-from hyperprune.labels.lookahead import CASTS, is_all_of_its_layer, plain_name
-from hyperprune.trace import owner
+from hyperprune.labels.lookahead import CASTS, is_all_of_its_layer
+from hyperprune.trace import owner, plain_name
 
 PASSING = (*CASTS, "alias")
 SCALING = ("mul", "addcmul")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hyperprune import DHP, Budget, Fisher, L1Proximal, Lean, PublishedL1, export_pruned
-from hyperprune.errors import ModelError, SearchError
+from hyperprune.errors import SavingError, SearchError
 from hyperprune.export import export_with_proof
 from hyperprune.plan import plans_of
 from hyperprune.sparsifiers import Sparsifier
@@ -57,7 +57,7 @@ def test_a_copied_network_computes_and_exports_the_same(how: str) -> None:
 def test_a_hyper_model_says_that_it_is_saved_by_its_state() -> None:
     hyper, _, _ = start()
     for save in (pickle.dumps, lambda value: torch.save(value, io.BytesIO())):
-        with pytest.raises(ModelError, match=r"cannot be pickled.*save hyper\.state_dict\(\)"):
+        with pytest.raises(SavingError, match=r"cannot be pickled.*save hyper\.state_dict\(\)"):
             save(hyper)
 
 

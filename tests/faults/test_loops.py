@@ -67,9 +67,9 @@ def test_more_steps_of_the_search_than_of_the_optimiser_are_warned_of_once(calls
 def test_optimiser_steps_that_stop_in_the_middle_are_warned_of() -> None:
     hyper, optimizer, search = start(steps=100, every=10)
     advance(hyper, optimizer, search, 20)
-    for _ in range(19):
+    for _ in range(9):
         search.step()
-    with pytest.warns(UserWarning, match=r"20 of 40 calls of search\.step\(\) followed no optimizer\.step\(\)"):
+    with pytest.warns(UserWarning, match=r"10 of 30 calls of search\.step\(\) followed no optimizer\.step\(\)"):
         search.step()
 
 

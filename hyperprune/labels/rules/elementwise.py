@@ -11,9 +11,10 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, TensorRef
-from hyperprune.labels.lookahead import CASTS, is_a_layers_own, plain_name
+from hyperprune.labels.lookahead import CASTS, is_a_layers_own
 from hyperprune.labels.reasons import BROADCAST, RANDOM
 from hyperprune.labels.registry import rule
+from hyperprune.trace import plain_name
 
 UNARY = [
     "relu",

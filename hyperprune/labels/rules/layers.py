@@ -169,9 +169,10 @@ def _norm_over_last_axes(call: Call, kind: NormKind = "layer") -> Any:
     x = call.labels(call.arg("input"))
     first = x.ndim - len(call.arg("normalized_shape"))
     if first < x.ndim - 1:
-        if varying_axes(x) != [first] or call.arg("weight") is None:
+        entering = call.entering()
+        if entering is None or not varying_axes(entering) == varying_axes(x) == [first] or call.arg("weight") is None:
             return call.give_up(MIXED_NORM)
-        return _mixing_norm(call, x, first, kind=kind, spatial=True)
+        return _mixing_norm(call, x, first, kind=kind, spatial=True, from_end=True)
     x = call.settled(x, -1)
     call.sized(extent(x, x.ndim - 1))
     return _mixing_norm(call, x, x.ndim - 1, kind=kind)
@@ -202,7 +203,13 @@ def _whole_norm_groups(call: Call, channels: Tensor, rows: Tensor) -> Tensor:
 
 
 def _mixing_norm(
-    call: Call, x: Tensor, axis: int, groups: int = 1, kind: NormKind = "layer", spatial: bool = False
+    call: Call,
+    x: Tensor,
+    axis: int,
+    groups: int = 1,
+    kind: NormKind = "layer",
+    spatial: bool = False,
+    from_end: bool = False,
 ) -> Any:
     weight, bias = call.arg("weight"), call.arg("bias")
     bare = weight is None and bias is None and is_all_of_its_layer(call.node, call.node)
@@ -220,10 +227,11 @@ def _mixing_norm(
         return call.give_up(MIXED_NORM)
     for vector in (weight, bias):
         _follow(call, vector, channels)
-    last = not spatial and varying[0] == entering.ndim - 1  # counted from the end: inputs may differ in rank
+    last = not spatial and varying[0] == entering.ndim - 1
+    at = varying[0] - entering.ndim if last or from_end else varying[0]  # from the end: inputs may differ in rank
     if bare:
         call.sized(channels[:, None])
-    call.living_norm(NormCall(call.name_of_norm(weight), channels, -1 if last else varying[0], groups, kind, spatial))
+    call.living_norm(NormCall(call.name_of_norm(weight), channels, at, groups, kind, spatial))
     return call.along(channels, axis)
 
 

@@ -200,14 +200,13 @@ def _not_taken_apart(call: Call, axes: tuple[int, ...]) -> list[str]:
 
 def _merge(call: Call, moved: Tensor, axis: int) -> None:
     """Let a size follow; if it cannot, let what the module gives one size to lose the same (query, key and value)."""
-    reading = call.choose("as it is", "follows", "as it is")
+    reading = call.choose("as it is", "follows", "as it is")  # the last for a call that others of its class drew along
     if reading == "freeze":
         call.freeze(moved, SIZE_IN_FORWARD)
     if reading == "follows":
         channels = call.channels(moved, axis)
         _follow_input(call, channels)
-        for other in call.sized_alike(len(channels)):
-            call.tie(other, channels)
+        call.tie_alike(channels)
 
 
 def _follow_input(call: Call, channels: Tensor) -> None:
@@ -258,8 +257,7 @@ def _set_bound(call: Call, whole: Tensor, part: Tensor) -> None:
     if reading == "freeze":
         call.freeze(whole, SIZE_IN_FORWARD)
     if reading == "as others":
-        for other in call.sized_alike(len(part)):
-            call.tie(other, part[:, 0])
+        call.tie_alike(part[:, 0])
     call.sized(whole, part)
 
 

@@ -48,7 +48,7 @@ def reduce(call: Call) -> Any:
     x = call.labels(call.arg("self", call.arg("input")))
     axes = _axes(call.arg("dim"), x.ndim)
     if any(varies(x, axis) for axis in axes):
-        if len(varying_axes(x)) == 1 and _is_of_a_written_norm(call, x, axes):
+        if len(varying_axes(x)) == 1 and _is_counted(call, x, axes):
             return call.pinned(REDUCED)
         if not set(varying_axes(x)) - set(axes):
             return call.give_up(REDUCED)
@@ -82,8 +82,8 @@ def along_axis(call: Call) -> Any:
     return [x.narrow(axis, 0, 1).expand(v.shape) for v in value]
 
 
-def _is_of_a_written_norm(call: Call, x: Tensor, axes: list[int]) -> bool:
-    """Say whether a layer writes out a norm of which this is a part; its statistics are to run over the living.
+def _is_counted(call: Call, x: Tensor, axes: list[int]) -> bool:
+    """Note a norm that a layer writes out, of which this is a part, as one over the living; say whether it is one.
 
     They may run over all axes behind the channels too, as a group norm's of one group (Conv-TasNet's global norm).
     """
@@ -95,7 +95,8 @@ def _is_of_a_written_norm(call: Call, x: Tensor, axes: list[int]) -> bool:
     weight = call.value(norm.weight)
     if norm.weight is not None and not call.owns(weight):
         return False
-    at = -1 if axis == x.ndim - 1 else axis  # counted from the end: inputs may differ in rank
+    from_end = min(call.arg("dim")) < 0 if spatial else axis == x.ndim - 1
+    at = axis - x.ndim if from_end else axis  # inputs may differ in rank
     name, channels = call.name_of_norm(weight), call.channels(x, axis)
     call.living_norm(NormCall(name, channels, at, kind=norm.kind, spatial=spatial, offset=norm.offset))
     return True
