@@ -169,20 +169,8 @@ def view(call: Call) -> Any:
 
 
 def _tie_rows(call: Call, moved: Tensor, axes: list[int], split_before: bool) -> None:
-    inner, heads, outer = axes[-1], axes[-2], axes[0]
-    wide: list[int] = []
-    if split_before:  # heads, whose channels are paired now (a rotary embedding)
-        likely = _not_taken_apart(call, (inner, heads, outer) if call.by_width else (outer, heads, inner))
-        reading = call.choose(*likely)
-    elif is_packed_projection(call) or (call.by_width and leads_to_attention(call.node)):
-        reading = call.choose(f"{inner}")
-    elif leads_to_attention(call.node) and inner - heads > 1:  # a single head between
-        reading, wide = call.choose(f"{inner}", f"{inner} follows", f"{heads}"), axes[-1:]
-    elif leads_to_attention(call.node):
-        reading, wide = call.choose(f"{heads}", f"{heads} follows", f"{inner}"), axes[-2:]
-    else:
-        images = [f"{axis}" for axis in image_axis(call.node)]
-        reading = call.choose(*(images or _not_taken_apart(call, (inner, outer, heads))))
+    readings, wide = _readings_of_rows(call, axes, split_before)
+    reading = call.choose(*readings)
     if reading == "freeze":
         call.freeze(moved, SIZE_IN_FORWARD)
         return
@@ -191,6 +179,21 @@ def _tie_rows(call: Call, moved: Tensor, axes: list[int], split_before: bool) ->
             call.together(moved, axis)
     if reading.endswith("follows"):
         _follow_input(call, moved[tuple(slice(None) if at in wide else 0 for at in range(moved.ndim))])
+
+
+def _readings_of_rows(call: Call, axes: list[int], split_before: bool) -> tuple[list[str], list[int]]:
+    """Return along which axis rows may stay apart, the likeliest first, and the axes whose size may be the input's."""
+    inner, heads, outer = axes[-1], axes[-2], axes[0]
+    attends = leads_to_attention(call.node)
+    if split_before:  # heads, whose channels are paired now (a rotary embedding)
+        return _not_taken_apart(call, (inner, heads, outer) if call.by_width else (outer, heads, inner)), []
+    if is_packed_projection(call) or (call.by_width and attends):
+        return [f"{inner}"], []
+    if attends and inner - heads > 1:  # a single head between
+        return [f"{inner}", f"{inner} follows", f"{heads}"], axes[-1:]
+    if attends:
+        return [f"{heads}", f"{heads} follows", f"{inner}"], axes[-2:]
+    return [f"{axis}" for axis in image_axis(call.node)] or _not_taken_apart(call, (inner, outer, heads)), []
 
 
 def _not_taken_apart(call: Call, axes: tuple[int, ...]) -> list[str]:
