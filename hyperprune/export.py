@@ -107,8 +107,7 @@ def _warn_of_an_old_copy(hyper: HyperModel) -> None:
     """A copy or an average (EMA) from before the search's last step holds what that step removed."""
     if hyper.asked is None or not hyper.asked.asked().keys() <= {"macs", "params"}:
         return
-    above = Schedule(hyper, hyper.asked).unmet(hyper.living())
-    if unmet := ", ".join(f"{takes:,} {resource} instead of {limit:,}" for resource, takes, limit in above):
+    if unmet := Schedule(hyper, hyper.asked).unmet(hyper.living()):
         warnings.warn(
             f"the network that is exported has {unmet}, which its latest search was asked for. A copy or an average "
             "(EMA) is to be updated after search.step(), the last one too, so that it takes over what was removed.",

@@ -85,12 +85,12 @@ class Schedule:
         """Return the share of the first budgeted resource that may be left at the end."""
         return self.limits[self._first()] / of(self.dense, self._first())
 
-    def unmet(self, living: Tensor) -> Iterator[tuple[str, int, int]]:
-        """Yield each resource above its limit, with what it takes and what it may. Latency is met nearly: left out."""
+    def unmet(self, living: Tensor) -> str:
+        """Say in words which resources are above their limits; empty if none is. Latency is met nearly: left out."""
         cost = self.cost(living)
-        for resource, limit in self.limits.items():
-            if resource != "latency_ns" and of(cost, resource) > limit:
-                yield resource, of(cost, resource), limit
+        takes = {resource: of(cost, resource) for resource in self.limits if resource != "latency_ns"}
+        above = [resource for resource in takes if takes[resource] > self.limits[resource]]
+        return ", ".join(f"{takes[resource]:,} {resource} instead of {self.limits[resource]:,}" for resource in above)
 
     def jumps(self, before: Tensor, after: Tensor) -> Iterator[tuple[str, float, float]]:
         """Yield for each resource the share of the dense cost cut between two networks, and the share cut in all."""

@@ -278,8 +278,7 @@ class Search:
 
         A latency is left out: it is met nearly.
         """
-        above = self._schedule.unmet(self._bank.living())
-        return ", ".join(f"{takes:,} {resource} instead of {limit:,}" for resource, takes, limit in above)
+        return self._schedule.unmet(self._bank.living())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on later, beside the state of ``hyper`` and of the optimiser.

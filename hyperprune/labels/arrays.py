@@ -6,6 +6,8 @@ stride 0, so that a channel map over 224 x 224 positions costs no more than one 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,18 @@ def varying_axes(labels: Tensor) -> list[int]:
         [1]
     """
     return [axis for axis in range(labels.ndim) if varies(labels, axis)]
+
+
+def named_axes(dim: Any, ndim: int) -> list[int]:
+    """Return the axes that a call names by one number or several, counted from the front; all where it names none.
+
+    Example:
+        >>> named_axes(-1, 3), named_axes([0, -2], 3), named_axes(None, 2)
+        ([2], [0, 1], [0, 1])
+    """
+    if dim is None or dim == []:
+        return list(range(ndim))
+    return [axis % ndim for axis in (dim if isinstance(dim, (list, tuple)) else [dim])] if ndim else []
 
 
 def thin(labels: Tensor) -> Tensor:

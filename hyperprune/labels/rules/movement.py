@@ -11,7 +11,7 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, extent, thin, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, Rows, TensorRef, Turned
-from hyperprune.labels.lookahead import image_axis, is_right_factor, is_taken_apart, leads_to_attention
+from hyperprune.labels.lookahead import TURNED, image_axis, is_right_factor, is_taken_apart, leads_to_attention
 from hyperprune.labels.multihead import is_packed_projection
 from hyperprune.labels.reasons import CONSTANT, INDEXED, SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
@@ -34,7 +34,7 @@ SAME = [
     "broadcast_to",
     "adjoint",
 ]
-TURNING = ("t", "numpy_T", "mT", "adjoint", "transpose", "permute", "movedim", "swapaxes", "swapdims")
+TURNING = ("t", "numpy_T", "mT", "adjoint", *TURNED)
 
 
 @rule(*SAME)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hyperprune.labels.arrays import compact, varies, varying_axes
+from hyperprune.labels.arrays import compact, named_axes, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import NormCall
 from hyperprune.labels.reasons import REDUCED
@@ -46,7 +46,7 @@ def reduce(call: Call) -> Any:
     if "other" in call.arguments:  # max(a, b) and min(a, b) reduce nothing
         return between(call)
     x = call.labels(call.arg("self", call.arg("input")))
-    axes = _axes(call.arg("dim"), x.ndim)
+    axes = named_axes(call.arg("dim"), x.ndim)
     if any(varies(x, axis) for axis in axes):
         if len(varying_axes(x)) == 1 and _is_counted(call, x, axes):
             return call.pinned(REDUCED)
@@ -100,12 +100,6 @@ def _is_counted(call: Call, x: Tensor, axes: list[int]) -> bool:
     name, channels = call.name_of_norm(weight), call.channels(x, axis)
     call.living_norm(NormCall(name, channels, at, kind=norm.kind, spatial=spatial, offset=norm.offset))
     return True
-
-
-def _axes(dim: Any, ndim: int) -> list[int]:
-    if dim is None or dim == []:
-        return list(range(ndim))
-    return [axis % ndim for axis in (dim if isinstance(dim, (list, tuple)) else [dim])] if ndim else []
 
 
 def _as_shape(left: Tensor, shape: tuple[int, ...], axes: list[int]) -> Tensor:

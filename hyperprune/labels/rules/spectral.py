@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hyperprune.labels.arrays import named_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.reasons import REDUCED
 from hyperprune.labels.registry import rule
@@ -23,7 +24,7 @@ def _axes(call: Call, ndim: int) -> range | list[int]:
     """Return the axes of a transform: those named, else the last ones; of n-dimensional ones, all without sizes."""
     named = call.arg("dim")
     if named is not None:
-        return [axis % ndim for axis in (named if isinstance(named, (list, tuple)) else [named])]
+        return named_axes(named, ndim)
     if not call.operator.endswith("n"):
         return [ndim - 2, ndim - 1] if call.operator.endswith("2") else [ndim - 1]
     return range(ndim - len(call.arg("s", range(ndim))), ndim)
