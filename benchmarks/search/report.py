@@ -20,6 +20,8 @@ NOTES = {
     "cpu": "The reduced form, for a machine without a GPU: every training stops far from convergence, so a gap to the "
     "dense network is partly one of speed of learning, and differences of a point or less say little.",
     "cpu-bf16": "Longer, for a processor with instructions for bfloat16. It stops far from convergence all the same.",
+    "cpu-bf16-long": "As `cpu-bf16`, from networks that were trained four times as long before they were pruned: what "
+    "a method keeps of a trained network counts for more here than how fast what is left learns.",
     "gpu": "The full form.",
     "tiny": "For tests: nothing is learnt.",
 }

@@ -15,7 +15,7 @@ PASSED = {
     *("getitem", "permute", "transpose", "t", "mT", "unbind", "select", "slice", "chunk", "split", "split_with_sizes"),
     *("contiguous", "clone", "reshape", "view", "flatten", "unsqueeze", "squeeze", "expand", "cat", "alias", "detach"),
     *("repeat_interleave", "repeat", "view_as_complex", "view_as_real", "type_as"),
-    *("mul", "div", "add", "relu", "elu", "softmax", "sigmoid", "layer_norm", "rms_norm", "to", "_to_copy"),
+    *("mul", "div", "add", "sub", "relu", "elu", "softmax", "sigmoid", "layer_norm", "rms_norm", "to", "_to_copy"),
 }
 FARTHEST = 40
 EACH_BY_ITSELF = ("batch_norm", "relu", "relu6", "silu", "gelu", "hardswish", "hardtanh", "dropout", "leaky_relu")

@@ -1167,6 +1167,41 @@ def _looked_up(net: Any, x: Tensor) -> Tensor:
     return net.out(net.a(x) + net.table[places] + net.embedding(places))
 
 
+def _root_mean_square(x: Tensor, weight: Tensor) -> Tensor:
+    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+def _normalised(x: Tensor, weight: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-6) * weight
+
+
+def _of_normed_heads(norm: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Attention whose queries and keys are normalised inside each head by hand, with a scale for its channels."""
+
+    def run(net: Any, x: Tensor) -> Tensor:
+        attend = heads(lambda q, k, v: F.scaled_dot_product_attention(norm(q, net.scale), norm(k, net.scale), v))
+        return attend(net, x)
+
+    return run
+
+
+def _biased(net: Any, x: Tensor) -> Tensor:
+    """Scores with a bias for each head, added as ``nn.MultiheadAttention`` adds a mask."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        (q, k, v), batch = (part.flatten(0, 1) for part in (q, k, v)), len(q)
+        bias = net.bias.expand(batch, -1, x.shape[1], x.shape[1]).flatten(0, 1)
+        return (torch.baddbmm(bias, q, k.mT).softmax(-1) @ v).unflatten(0, (batch, -1))
+
+    return heads(attend)(net, x)
+
+
+def _turned_in_part(x: Tensor) -> Tensor:
+    """Channels from the second on would pass unturned, but there are none."""
+    return torch.cat([-x[..., :2], x[..., 2:]], -1)
+
+
 BY_HEADS = {"q": "aabbcc", "k": "aabbcc", "v": "aabbcc"}
 TURNS: dict[str, Callable[[Tensor], Tensor]] = {
     "T": lambda weight: weight.T,
@@ -1181,6 +1216,34 @@ PRODUCTS = [
         "written-out attention goes by heads",
         projections,
         heads(lambda q, k, v: (q @ k.transpose(2, 3)).softmax(-1) @ v),
+        BY_HEADS,
+        TOKENS,
+    ),
+    Row(
+        "heads that are normalised by hand go whole (RMS)",
+        lambda: {**projections(), "scale": table(2)},
+        _of_normed_heads(_root_mean_square),
+        BY_HEADS,
+        TOKENS,
+    ),
+    Row(
+        "heads that are normalised by hand go whole (mean and variance)",
+        lambda: {**projections(), "scale": table(2)},
+        _of_normed_heads(_normalised),
+        BY_HEADS,
+        TOKENS,
+    ),
+    Row(
+        "scores with a bias for each head, in one call",
+        lambda: {**projections(), "bias": table(1, 3, 1, 1)},
+        _biased,
+        {**BY_HEADS, "bias": "abc"},
+        TOKENS,
+    ),
+    Row(
+        "a slice past the last channel of a head takes none",
+        projections,
+        heads(lambda q, k, v: F.scaled_dot_product_attention(_turned_in_part(q), _turned_in_part(k), v)),
         BY_HEADS,
         TOKENS,
     ),

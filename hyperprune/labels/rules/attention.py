@@ -25,11 +25,8 @@ def fused_attention(call: Call) -> Any:
     if heads is None:
         return _by_width(call, q, k, v)
     made = _tie_heads(call, [q, k, v], [heads] * 3)
-    mask = call.arg("attn_mask")
-    if mask is not None:
-        bias = call.labels(mask)
-        if bias.ndim >= -heads and bias.shape[heads] > 1 and not call.is_elastic(bias):
-            _tie_heads(call, [q, bias], [heads] * 2)
+    if call.arg("attn_mask") is not None:
+        _tie_bias(call, q, call.labels(call.arg("attn_mask")), heads)
     return call.along(made, heads)
 
 
@@ -74,6 +71,18 @@ def product(call: Call) -> Any:
         return _passes(call, a, -2)
     _count(call, (left, right), macs)
     return call.give_up(PRODUCT)
+
+
+@rule("baddbmm")
+def biased_product(call: Call) -> Any:
+    """Scores of attention and their bias: heads go together."""
+    a, b = (call.labels(call.arg(name)) for name in ("batch1", "batch2"))
+    heads = _heads(call, [a, b])
+    if heads is None:
+        return call.give_up(PRODUCT)
+    made = _tie_heads(call, [a, b], [heads] * 2)
+    _tie_bias(call, a, call.labels(call.arg("self")), heads)
+    return call.along(made, heads)
 
 
 @rule("einsum")
@@ -190,6 +199,12 @@ def _tie_heads(call: Call, operands: list[Tensor], axes: list[int]) -> Tensor:
     for other in leads[1:]:
         call.tie(leads[0], other)
     return leads[0]
+
+
+def _tie_bias(call: Call, scored: Tensor, bias: Tensor, heads: int) -> None:
+    """Tie what is added to the scores of each head to that head; one mask for all heads belongs to none."""
+    if bias.ndim >= -heads and bias.shape[heads] > 1 and not call.is_elastic(bias):
+        _tie_heads(call, [scored, bias], [heads] * 2)
 
 
 @rule("index")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperprune.labels.arrays import compact, varies, varying_axes
+from hyperprune.labels.arrays import compact, thin, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, TensorRef
 from hyperprune.labels.lookahead import CASTS, is_a_layers_own
@@ -204,8 +204,9 @@ def cast(call: Call) -> Any:
 def between(call: Call) -> Any:
     """Tie the operands position by position.
 
-    An operand broadcast along an axis on which another varies meets all of that axis's channels at once:
-    its own channels must stay, while the others are untouched.
+    An operand broadcast along an axis on which another varies meets all of that axis's channels at once: its own
+    channels must stay, while the others are untouched. But what a reduction left of the other (the root of a mean over
+    each head) goes with what it was made of.
     """
     if (weight := _scaled_weight(call)) is not None:
         return weight
@@ -215,7 +216,10 @@ def between(call: Call) -> Any:
     carriers = [o for o in operands if not _is_broadcast(o, shape, busy)]
     for other in operands:
         if all(other is not carrier for carrier in carriers):
-            call.freeze(other, BROADCAST)
+            if any(_is_left_of(other, carrier) for carrier in carriers):
+                carriers.append(other)
+            else:
+                call.freeze(other, BROADCAST)
     if not carriers:
         return call.pinned(BROADCAST)
     return tie_all(call, [carrier.expand(shape) for carrier in carriers])
@@ -287,6 +291,17 @@ def _is_broadcast(labels: Tensor, shape: tuple[int, ...], busy: list[bool]) -> b
         if varied and shape[axis] > 1 and (own < 0 or labels.shape[own] == 1):
             return True
     return False
+
+
+def _is_left_of(labels: Tensor, carrier: Tensor) -> bool:
+    """Say whether labels are those that a reduction left of a carrier: its own, at the first place of some axes."""
+    if labels.ndim != carrier.ndim or not varying_axes(labels):
+        return False
+    first = carrier
+    for axis, size in enumerate(labels.shape):
+        if size == 1:
+            first = first.narrow(axis, 0, 1)
+    return first.shape == labels.shape and torch.equal(thin(first), thin(labels))
 
 
 @rule(*MAKES)
