@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from math import prod
 from typing import Any, get_args
@@ -19,7 +21,7 @@ from hyperprune.copies import copied
 from hyperprune.cost import CostModel
 from hyperprune.coupling import Branch, CouplingMap, Site, build, find_branches
 from hyperprune.edits import edited
-from hyperprune.errors import ModelError, NothingPrunableError, SavingError
+from hyperprune.errors import InputsError, ModelError, NothingPrunableError, SavingError, TraceError
 from hyperprune.generators import Generator, Lean, attach, generated
 from hyperprune.labels import Attention, flow, norms_in_groups
 from hyperprune.labels.reasons import OUTPUT, REMEDIES
@@ -30,6 +32,7 @@ from hyperprune.rehearsal import (
     Choices,
     Couple,
     after_fault,
+    fault_at_other_sizes,
     in_one_class,
     rehearse,
     undecided,
@@ -41,7 +44,7 @@ from hyperprune.rehearsal import (
 )
 from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
-from hyperprune.trace import ExampleInputs, drop_caches_, is_of_libraries, trace
+from hyperprune.trace import ExampleInputs, Trace, drop_caches_, is_of_libraries, trace
 from hyperprune.verify import Proof, compare, rounding, run_eval, tensors_of
 
 
@@ -243,13 +246,16 @@ def hyperize(
     unreached = {name for name, _ in base.named_parameters()} - set().union(*(t.used() for t in traces))
     kept, changing = _kept(model, keep, only), edited(base, inputs)
 
-    def couple(choices: Choices) -> CouplingMap:
-        ledger = flow(traces, choices.readings, attention)
-        found = build(ledger, base, unreached, choices.closed, kept, choices.heirs, choices.held, changing)
-        return replace(found, spared=tuple(sorted(choices.spared)))
+    def offered(traces: tuple[Trace, ...]) -> CouplingMap:
+        def couple(choices: Choices) -> CouplingMap:
+            ledger = flow(traces, choices.readings, attention)
+            found = build(ledger, base, unreached, choices.closed, kept, choices.heirs, choices.held, changing)
+            return replace(found, spared=tuple(sorted(choices.spared)))
 
-    norms = norms_in_groups(trace.graph for trace in traces)
-    coupling = _offered(base, inputs, couple, *_first_reading(norms, couple))
+        norms = norms_in_groups(trace.graph for trace in traces)
+        return _offered(base, inputs, couple, *_first_reading(norms, couple))
+
+    coupling = _for_other_sizes(base, inputs, offered(traces), lambda other: offered((*traces, trace(base, other)[0])))
     found = replace(coupling, branches=find_branches(traces[0], coupling))
     return _assemble(base, with_spared(base, found, inputs), generator, inputs)
 
@@ -286,6 +292,31 @@ def _offered(
                 or without_guilty(choices, base, coupling, inputs, outcome)
             )
         choices, coupling = tried, couple(tried)
+
+
+def _for_other_sizes(
+    base: nn.Module, inputs: ExampleInputs, coupling: CouplingMap, traced_too: Callable[[ExampleInputs], CouplingMap]
+) -> CouplingMap:
+    """Return a map that holds for inputs of another size too, if that costs no unit; else the map, with a warning.
+
+    Code that only runs there (positions that are interpolated) may hold sizes: then that run is traced as well.
+    """
+    found = fault_at_other_sizes(base, coupling, inputs)
+    if found is None:
+        return coupling
+    other, fault = found
+    with suppress(TraceError, InputsError, NothingPrunableError):
+        wider = traced_too(other)
+        if wider.units >= coupling.units and fault_at_other_sizes(base, wider, inputs) is None:
+            return wider
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in other.tensors())
+    warnings.warn(
+        f"slim copies of {type(base).__name__} will be exact for inputs of the example's sizes, but not for others: at "
+        f"{shapes}, {fault.what}. What forward() computes there from a width does not follow the width. Take sizes "
+        "from tensors (x.shape[-1]), pass an example of the sizes that you will use, or keep= the layers it is about.",
+        stacklevel=5,
+    )
+    return coupling
 
 
 def _first_reading(norms: tuple[str, ...], couple: Couple) -> tuple[Choices, CouplingMap]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from hyperprune.copies import copied
 from hyperprune.coupling import STAYS, CouplingMap, Group, Heir, Held, lies_inside
@@ -172,14 +173,9 @@ def _rehearse_once(
 ) -> Proof | Fault:
     enliven_(model, coupling)
     drop_caches_(model)
-    bank = LatentBank(coupling.groups).to(next(model.parameters()).device)
-    bank.keep_(half)
-    attach(model, bank, coupling, Lean(), seed=0)
-    attach_norms(model, bank, coupling)
     try:
-        expected = _calibrated_run(model, inputs)
-        withdraw_(model)
-        detach_norms(model)
+        with _gated(model, coupling, half), _buffers_kept(model):
+            expected = _calibrated_run(model, inputs)
         carve_(model, coupling.plan(half.numpy()))
         proof = compare(expected, run_eval(model, inputs.copied()))
     except Exception as error:  # whatever the user's forward raises on generated weights, or on wrong sizes
@@ -189,6 +185,29 @@ def _rehearse_once(
     return proof if proof.relative_error <= bound else Fault(str(proof), proof=proof)
 
 
+@contextmanager
+def _gated(model: nn.Module, coupling: CouplingMap, alive: Tensor) -> Iterator[None]:
+    """Let a plain model compute with the other units' gates at zero while the block runs."""
+    bank = LatentBank(coupling.groups).to(next(model.parameters()).device)
+    bank.keep_(alive)
+    attach(model, bank, coupling, Lean(), seed=0)
+    attach_norms(model, bank, coupling)
+    yield
+    withdraw_(model)
+    detach_norms(model)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put back the buffers that forward() replaces by others: a slim model must make these anew by itself."""
+    before = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    try:
+        yield
+    finally:
+        for module, name, buffer in before:
+            module._buffers[name] = buffer
+
+
 def _fault_in_training(half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> Fault | None:
     """Say what a slim model cannot do in train mode though the whole one can; None if all is well, or neither can.
 
@@ -196,27 +215,85 @@ def _fault_in_training(half: Tensor, model: nn.Module, coupling: CouplingMap, in
     """
     if is_of_libraries(model):
         return None
+    plan = coupling.plan(half.numpy())
     for attempt in (inputs, inputs.doubled()):
         expected = _shapes_in_training(copied(model), attempt)
         if isinstance(expected, Exception):
             continue
-        found = _shapes_in_training(carve_(copied(model), coupling.plan(half.numpy())), attempt)
+        found = _shapes_in_training(carve_(copied(model), plan), attempt)
         if isinstance(found, Exception):
             return Fault(f"in train mode, {type(found).__name__}: {found}", training=True)
-        if found != expected and all(
-            _shapes_in_training(copied(model), attempt, seed) == expected for seed in range(1, 1 + AGAIN)
-        ):
+        if found == expected:
+            return _error_in_training(half, model, coupling, attempt)
+        if all(_shapes_in_training(copied(model), attempt, seed) == expected for seed in range(1, 1 + AGAIN)):
             return Fault(f"in train mode, outputs of shapes {found} in place of {expected}", training=True)
         return None
     return None
 
 
+def _error_in_training(half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> Fault | None:
+    """Say that a slim model computes something else in train mode, where nothing is drawn there but by dropout layers.
+
+    In float64: a batch of one example twice divides rounding by the root of nearly nothing.
+    """
+    finer = _without_dropout(copied(model).double())
+    enliven_(finer, coupling)
+    inputs = inputs.suiting(finer)
+    first, second = (_run_in_training(copied(finer), inputs, seed) for seed in range(AGAIN))
+    if isinstance(first, Exception) or isinstance(second, Exception) or not all(map(torch.equal, first, second)):
+        return None
+    gated = copied(finer)
+    with _gated(gated, coupling, half):
+        expected = _run_in_training(gated, inputs)
+    found = _run_in_training(carve_(finer, coupling.plan(half.numpy())), inputs)
+    if isinstance(expected, Exception) or isinstance(found, Exception):
+        return None
+    proof = compare(expected, found)
+    return None if proof.relative_error <= CLEAR else Fault(f"in train mode, {proof}", training=True)
+
+
+def _without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+    return model
+
+
+def fault_at_other_sizes(
+    model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs
+) -> tuple[ExampleInputs, Fault] | None:
+    """Return inputs of another size that the model takes, and what goes wrong there; None if nothing does.
+
+    Libraries' models take their sizes from what they meet. Others may interpolate their positions by a number.
+    """
+    if is_of_libraries(model):
+        return None
+    for attempt in inputs.larger():
+        if _runs(model, attempt):
+            fault = _rehearse_at(_about_half(coupling, 0), model, coupling, attempt)
+            return (attempt, fault) if isinstance(fault, Fault) else None
+    return None
+
+
+def _runs(model: nn.Module, inputs: ExampleInputs) -> bool:
+    try:
+        run_eval(copied(model), inputs.copied())
+    except Exception:  # whatever the user's forward raises
+        return False
+    return True
+
+
 def _shapes_in_training(network: nn.Module, inputs: ExampleInputs, seed: int = 0) -> list[tuple[int, ...]] | Exception:
     """Run a network of which nothing else is wanted; return the shapes of its outputs, or why it failed."""
+    outputs = _run_in_training(network, inputs, seed)
+    return outputs if isinstance(outputs, Exception) else [tuple(tensor.shape) for tensor in outputs]
+
+
+def _run_in_training(network: nn.Module, inputs: ExampleInputs, seed: int = 0) -> list[Tensor] | Exception:
     drop_caches_(network)
     try:
         with random_state_kept(network, seed), torch.enable_grad():
-            return [tuple(tensor.shape) for tensor in tensors_of(inputs.copied().call(network.train()))]
+            return [tensor.detach() for tensor in tensors_of(inputs.copied().call(network.train()))]
     except Exception as error:  # whatever the user's forward raises in train mode
         return error
 

@@ -110,6 +110,16 @@ class ExampleInputs:
         """Return every example twice: in train mode, batch norm may insist on two."""
         return self.map(lambda t: torch.cat([t, t]) if t.ndim else t)
 
+    def larger(self) -> tuple[ExampleInputs, ...]:
+        """Return inputs of other sizes that a model may take: twice as many rows, twice the image, twice the tokens.
+
+        Example:
+            >>> [tuple(other.args[0].shape) for other in ExampleInputs.of(torch.zeros(1, 3, 8, 8)).larger()]
+            [(1, 3, 16, 8), (1, 3, 16, 16), (1, 6, 8, 8)]
+        """
+        ways = dict.fromkeys(((2,), tuple(range(2, max(t.ndim for t in self.tensors()))), (1,)))
+        return tuple(self.map(lambda t, way=way: _mirrored(t, way)) for way in ways if way)
+
     def refused(self, model: nn.Module, error: Exception) -> InputsError:
         """Return the error that says that a model fails on these arguments."""
         shapes = [f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in self.tensors()]
@@ -131,6 +141,13 @@ class ExampleInputs:
     def copied(self) -> ExampleInputs:
         """Return copies, for a model that changes its inputs in place."""
         return self.map(torch.Tensor.clone)
+
+
+def _mirrored(tensor: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    """Return a tensor twice as long along some axes: what it was and, behind, its mirror image."""
+    for axis in axes:
+        tensor = torch.cat([tensor, tensor.flip(axis)], axis) if axis < tensor.ndim else tensor
+    return tensor
 
 
 def _is_blank(tensor: torch.Tensor) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hyperprune import export_pruned, hyperize, load_pruned, save_pruned
 from hyperprune.errors import ModelError, NothingPrunableError
@@ -551,3 +552,82 @@ def test_what_is_drawn_in_train_mode_does_not_depend_on_what_the_user_has_drawn(
         hyper = hyperize(Trained(at_times).eval(), torch.ones(2, 3, 8, 8) * torch.arange(8.0))
         groups.add(tuple(group.name for group in hyper.coupling.groups))
     assert len(groups) == 1
+
+
+class Positions(nn.Module):
+    """Tokens of an image with learnt positions, which are interpolated for images of other sizes."""
+
+    def __init__(self, width: int = 12, hidden: int = 10) -> None:
+        super().__init__()
+        self.embed_dim = width
+        self.patches, self.pos = nn.Conv2d(3, width, 2, 2), nn.Parameter(torch.randn(1, 4, width))
+        self.up, self.down, self.out = nn.Linear(width, hidden), nn.Linear(hidden, width), nn.Linear(width, 2)
+
+    def positions(self, height: int, width: int) -> Tensor:
+        image = self.pos.reshape(1, 2, 2, self.embed_dim).permute(0, 3, 1, 2)
+        return F.interpolate(image, size=(height, width), mode="bilinear").permute(0, 2, 3, 1).flatten(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x)
+        pos = self.pos if tokens.shape[2:] == (2, 2) else self.positions(*tokens.shape[2:])
+        tokens = tokens.flatten(2).transpose(1, 2) + pos
+        return self.out(tokens + self.down(self.up(tokens).relu()))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (6, 4)], ids=["the table's", "interpolated"])
+def test_positions_that_are_interpolated_at_other_sizes_lose_the_streams_channels(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = Positions().eval()
+    hyper = hyperize(model, torch.randn(1, 3, *size))
+    assert hyper.coupling.units == 12 + 10
+    hyper.bank.keep_(random_half(hyper, torch.Generator().manual_seed(1)))
+    slim = export_pruned(hyper)
+    for other in ((4, 4), (8, 4), (6, 8)):
+        x = torch.randn(2, 3, *other)
+        assert relative_error(hyper.eval()(x), slim(x)) < 1e-5
+
+
+class GrowingTable(nn.Module):
+    """Positions by a formula, made anew for inputs that are longer than the table."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.d_model = width
+        self.enter, self.up, self.out = nn.Linear(5, width), nn.Linear(width, 10), nn.Linear(10, 2)
+        self.register_buffer("table", self.made(8), persistent=False)
+
+    def made(self, length: int) -> Tensor:
+        return torch.arange(length)[:, None] * torch.linspace(0, 1, self.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > len(self.table):
+            self.table = self.made(x.shape[1])
+        x = self.enter(x) + self.table[: x.shape[1]]
+        return self.out(self.up(x.reshape(-1, self.d_model)).relu()).view(len(x), -1, 2)
+
+
+def test_what_is_wrong_at_other_sizes_alone_is_warned_of() -> None:
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match=r"slim copies of GrowingTable .* at \(1, 12, 5\)"):
+        hyper = hyperize(GrowingTable(), torch.randn(1, 6, 5))
+    assert hyper.coupling.units == 12 + 10
+
+
+class OtherwiseInTraining(nn.Module):
+    """Adds the mean of some channels in train mode alone, where it drops others too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(5, 8), nn.Linear(5, 6), nn.Linear(8, 2)
+        self.mixed, self.dropout = nn.Linear(6, 2), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        made = self.out(a) + self.mixed(self.dropout(self.b(x).relu()))
+        return made + a.mean(-1, keepdim=True) if self.training else made
+
+
+def test_what_a_slim_network_would_compute_otherwise_in_train_mode_stays() -> None:
+    torch.manual_seed(0)
+    coupling = hyperize(OtherwiseInTraining(), torch.randn(2, 5)).coupling
+    assert layout(coupling, ("b",)) == {"a": "." * 8, "b": "abcdef", "mixed": "..", "out": ".."}

@@ -45,6 +45,18 @@ def leads_to_attention(node: torch.fx.Node) -> bool:
     return False
 
 
+def leads_to_resizing(node: torch.fx.Node) -> bool:
+    """Say whether a value is next turned into an image that is resized, as tables of positions are."""
+    queue = list(node.users)
+    for user in queue:
+        name = plain_name(user)
+        if "upsample" in name:
+            return True
+        if name in (*TURNED, *CASTS, "contiguous", "clone", "unsqueeze"):
+            queue += [other for other in user.users if other not in queue]
+    return False
+
+
 def image_axis(node: torch.fx.Node) -> tuple[int, ...]:
     """Return the axis of a value along which a convolution will read channels; empty if none does directly."""
     queue, rank = list(node.users), node.meta["val"].ndim

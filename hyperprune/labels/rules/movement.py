@@ -11,7 +11,14 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, extent, thin, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, Rows, TensorRef, Turned
-from hyperprune.labels.lookahead import TURNED, image_axis, is_right_factor, is_taken_apart, leads_to_attention
+from hyperprune.labels.lookahead import (
+    TURNED,
+    image_axis,
+    is_right_factor,
+    is_taken_apart,
+    leads_to_attention,
+    leads_to_resizing,
+)
 from hyperprune.labels.multihead import is_packed_projection
 from hyperprune.labels.reasons import CONSTANT, INDEXED, SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
@@ -159,12 +166,21 @@ def view(call: Call) -> Any:
     x = call.labels(call.arg("self"))
     moved = compact(x.reshape(call.shape))
     before, after = len(varying_axes(x)), varying_axes(moved)
+    if before > 1 and call.is_table(x) and leads_to_resizing(call.node):
+        return _as_image(call, x, moved)
     if len(after) > max(before, 1):
         _tie_rows(call, moved, after, split_before=before > 1)
     elif len(after) == 1:
         _merge(call, moved, after[0])
     if after:
         call.sized(*[extent(moved, axis) for axis in after])
+    return moved
+
+
+def _as_image(call: Call, table: Tensor, moved: Tensor) -> Tensor:
+    """Lay the tokens of a table in rows and columns; its channels lie along the axis that stays as it was."""
+    kept = [moved.ndim - 1] if moved.shape[-1] == table.shape[-1] else [1] if moved.shape[1] == table.shape[1] else []
+    call.sized(*[extent(moved, axis) for axis in kept])
     return moved
 
 

@@ -82,8 +82,8 @@ def sampled(call: Call) -> Any:
 
 @rule(*RESIZING)
 def resize(call: Call) -> Any:
-    """Resizing interpolates inside each channel: all its positions go together."""
-    x = call.labels(call.arg("input", call.arg("self")))
+    """Resizing interpolates inside each channel: all its positions go together, those of a table too."""
+    x = call.settled(call.labels(call.arg("input", call.arg("self"))), 1)
     channels = compact(call.together(x, *range(2, x.ndim)))
     call.inhabited(channels)
     return channels.expand(call.shape)
