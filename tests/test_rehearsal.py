@@ -515,7 +515,7 @@ def features(net: Any, h: Tensor) -> Tensor:
     return h
 
 
-@pytest.mark.parametrize("extra", [noise, shuffle, firings, means, features])
+@pytest.mark.parametrize("extra", [shuffle, firings, means, features])
 def test_what_train_mode_alone_does_with_channels_keeps_them(extra: Callable[[Any, Tensor], Any]) -> None:
     x = torch.randn(2, 3, 8, 8)
     hyper = hyperize(Trained(extra).eval(), x)
@@ -527,7 +527,9 @@ def test_what_train_mode_alone_does_with_channels_keeps_them(extra: Callable[[An
 
 
 def test_train_mode_that_asks_nothing_of_channels_costs_none() -> None:
-    """Not even where the shapes of its outputs are drawn by chance, or where it cannot run without a label."""
+    """Not even by a size that follows (``noise``), where the shapes of its outputs are drawn by chance, or where it
+    cannot run without a label.
+    """
 
     def chance(net: Any, h: Tensor) -> Tensor:
         return h[: 1 + int(torch.randint(2, ()))]
@@ -535,7 +537,7 @@ def test_train_mode_that_asks_nothing_of_channels_costs_none() -> None:
     def labelled(net: Any, h: Tensor) -> Tensor:
         raise ValueError("no label was given")
 
-    for extra in (chance, labelled):
+    for extra in (noise, chance, labelled):
         hyper = hyperize(Trained(extra).eval(), torch.randn(6, 3, 8, 8))
         assert [group.name for group in hyper.coupling.groups] == ["first", "second"]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hyperprune.errors import SlimmingError
 from hyperprune.plan import Rescale, Slice, WidthPlan, note_plan_
 from hyperprune.slim.close import close_
+from hyperprune.slim.followers import follow_, sizes_in
 from hyperprune.slim.sizes import changes_by_module, resize_
 from hyperprune.slim.structure import adjust_, adjust_transformers_
 from hyperprune.trace import drop_caches_
@@ -46,6 +47,7 @@ def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
         cuts[cut.tensor].append(cut)
     for rescale in plan.rescales:
         _check_rows(model, rescale)
+    before = sizes_in(model)
     close_(model, plan.closings)
     for rescale in plan.rescales:
         _rescale_(model, rescale)
@@ -60,6 +62,7 @@ def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
     adjust_transformers_(model)
     for path, changes in sorted(changes_by_module(plan).items()):
         resize_(model.get_submodule(path), changes, {s.attribute for s in plan.spared if s.module == path})
+    follow_(model, before)
     drop_caches_(model)
     note_plan_(model, plan)
     return model
