@@ -14,7 +14,7 @@ from hyperprune.arguments import is_positive
 from hyperprune.budget import Budget, Solver
 from hyperprune.criteria import criterion as find_criterion
 from hyperprune.errors import BudgetError, ModelError, ProofError
-from hyperprune.hyper import HyperModel, allowed_widths, hyperize, prove, slim_copy
+from hyperprune.hyper import HyperModel, allowed_widths, hyperize, proof_in_float64, prove, slim_copy
 from hyperprune.metering import priced, settled
 from hyperprune.schedule import Schedule
 from hyperprune.search import search_of
@@ -73,10 +73,25 @@ def export_with_proof(hyper: HyperModel, *, tolerance: float | None = None) -> t
     if not proof.holds:
         raise ProofError(
             f"the slim {type(slim).__name__} does not equal the searched network: {proof}. Nothing was exported. "
-            "If forward() compares sizes (`if y.shape == x.shape`), widths that became equal change what it does: "
-            "write the condition without them, or hyperize with keep= for one of these layers."
+            + (_OF_ROUNDING if _is_rounding(hyper) else _OF_SIZES)
         )
     return slim, proof
+
+
+_OF_SIZES = (
+    "If forward() compares sizes (`if y.shape == x.shape`), widths that became equal change what it does: write the "
+    "condition without them, or hyperize with keep= for one of these layers."
+)
+_OF_ROUNDING = (
+    "In float64 they are equal: this is rounding, which the network amplifies, as untrained ones may. "
+    "export_pruned(copy.deepcopy(hyper).double()).float() is the same slim network with a proof in float64; or pass a "
+    "larger tolerance=."
+)
+
+
+def _is_rounding(hyper: HyperModel) -> bool:
+    finely = proof_in_float64(hyper)
+    return finely is not None and finely.holds
 
 
 def _require_known_mask(hyper: HyperModel) -> None:

@@ -396,7 +396,7 @@ def prove(hyper: HyperModel, slim: nn.Module, tolerance: float | None = None) ->
     if tolerance is None:
         proof = replace(proof, tolerance=max(proof.tolerance, rounding(slim)))
     if proof.holds and proof.uneven and tolerance is None and next(slim.parameters()).dtype == torch.float32:
-        return _compared_finely(hyper) or proof
+        return proof_in_float64(hyper) or proof
     return proof
 
 
@@ -406,8 +406,8 @@ def _compared(hyper: HyperModel, slim: nn.Module, tolerance: float | None) -> Pr
         return compare(run_eval(hyper.model, inputs.copied()), run_eval(slim, inputs.copied()), tolerance)
 
 
-def _compared_finely(hyper: HyperModel) -> Proof | None:
-    """Return the proof of a copy in float64; None if the network runs in no other type than its own."""
+def proof_in_float64(hyper: HyperModel) -> Proof | None:
+    """Compare copies in float64, where rounding all but vanishes; None if the network runs in its own type alone."""
     try:
         finer = copied(hyper).double()
         return _compared(finer, slim_copy(finer), None)

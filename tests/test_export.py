@@ -157,6 +157,24 @@ def tampered(self: Forgetful, memo: dict[int, Any]) -> Forgetful:
     return made
 
 
+class Amplifier(nn.Module):
+    """Makes errors of rounding as large as what it computes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(1e5 * x)
+
+
+def test_rounding_that_a_network_amplifies_is_told_from_a_difference() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8), Amplifier())
+    hyper = hyperize(model, torch.randn(4, 16))
+    hyper.bank.remove_(torch.arange(64) % 2 == 0)
+    with pytest.raises(ProofError, match=r"this is rounding.*\(copy.deepcopy\(hyper\).double\(\)\).float\(\)"):
+        export_pruned(hyper)
+    slim = export_pruned(copy.deepcopy(hyper).double()).float()
+    assert (slim[0].out_features, slim[0].weight.dtype) == (32, torch.float32)
+
+
 def test_a_tolerance_of_ones_own_decides() -> None:
     hyper = hyperize(residual(), torch.randn(4, 3, 8, 8))
     hyper.bank.remove_(torch.arange(hyper.coupling.units) % 2 == 0)
