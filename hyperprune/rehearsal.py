@@ -215,41 +215,58 @@ def _fault_in_training(half: Tensor, model: nn.Module, coupling: CouplingMap, in
     """
     if is_of_libraries(model):
         return None
-    plan = coupling.plan(half.numpy())
+    plan, calm = coupling.plan(half.numpy()), _without_dropout(copied(model))
     for attempt in (inputs, inputs.doubled()):
-        expected = _shapes_in_training(copied(model), attempt)
-        if isinstance(expected, Exception):
+        whole = _run_in_training(copied(calm), attempt)
+        if isinstance(whole, Exception):
             continue
-        found = _shapes_in_training(carve_(copied(model), plan), attempt)
-        if isinstance(found, Exception):
-            return Fault(f"in train mode, {type(found).__name__}: {found}", training=True)
-        if found == expected:
-            return _error_in_training(half, model, coupling, attempt)
-        if all(_shapes_in_training(copied(model), attempt, seed) == expected for seed in range(1, 1 + AGAIN)):
-            return Fault(f"in train mode, outputs of shapes {found} in place of {expected}", training=True)
+        slim = _run_in_training(carve_(copied(calm), plan), attempt)
+        if isinstance(slim, Exception):
+            return Fault(f"in train mode, {type(slim).__name__}: {slim}", training=True)
+        if _shapes(slim) == _shapes(whole):
+            return _error_in_training(half, calm, coupling, attempt, slim)
+        again = (_run_in_training(copied(calm), attempt, seed) for seed in range(1, 1 + AGAIN))
+        if all(not isinstance(run, Exception) and _shapes(run) == _shapes(whole) for run in again):
+            shapes = f"{_shapes(slim)} in place of {_shapes(whole)}"
+            return Fault(f"in train mode, outputs of shapes {shapes}", training=True)
         return None
     return None
 
 
-def _error_in_training(half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) -> Fault | None:
-    """Say that a slim model computes something else in train mode, where nothing is drawn there but by dropout layers.
+def _error_in_training(
+    half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, slim: list[Tensor]
+) -> Fault | None:
+    """Say that what a slim model made in train mode is something else, where nothing is drawn there.
 
-    In float64: a batch of one example twice divides rounding by the root of nearly nothing.
+    What differs is looked at in float64: a batch of one example twice divides rounding by the root of nearly nothing.
     """
-    finer = _without_dropout(copied(model).double())
-    enliven_(finer, coupling)
+    error = _error(_run_gated_in_training(half, copied(model), coupling, inputs), slim)
+    if error is None or error <= CLEAR:
+        return None
+    finer = copied(model).double()
     inputs = inputs.suiting(finer)
     first, second = (_run_in_training(copied(finer), inputs, seed) for seed in range(AGAIN))
     if isinstance(first, Exception) or isinstance(second, Exception) or not all(map(torch.equal, first, second)):
         return None
-    gated = copied(finer)
-    with _gated(gated, coupling, half):
-        expected = _run_in_training(gated, inputs)
-    found = _run_in_training(carve_(finer, coupling.plan(half.numpy())), inputs)
+    expected = _run_gated_in_training(half, copied(finer), coupling, inputs)
+    error = _error(expected, _run_in_training(carve_(finer, coupling.plan(half.numpy())), inputs))
+    if error is None or error <= CLEAR:
+        return None
+    return Fault(f"in train mode, outputs with a relative error of {error:.1e}", training=True)
+
+
+def _error(expected: list[Tensor] | Exception, found: list[Tensor] | Exception) -> float | None:
+    """Return the relative error of a run; None where two runs do not compare."""
     if isinstance(expected, Exception) or isinstance(found, Exception):
         return None
-    proof = compare(expected, found)
-    return None if proof.relative_error <= CLEAR else Fault(f"in train mode, {proof}", training=True)
+    return compare(expected, found).relative_error if found and _shapes(expected) == _shapes(found) else None
+
+
+def _run_gated_in_training(
+    half: Tensor, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs
+) -> list[Tensor] | Exception:
+    with _gated(model, coupling, half):
+        return _run_in_training(model, inputs)
 
 
 def _without_dropout(model: nn.Module) -> nn.Module:
@@ -269,9 +286,11 @@ def fault_at_other_sizes(
     if is_of_libraries(model):
         return None
     for attempt in inputs.larger():
+        outcome = _rehearse_at(_about_half(coupling, 0), model, coupling, attempt)
+        if isinstance(outcome, Proof):
+            return None
         if _runs(model, attempt):
-            fault = _rehearse_at(_about_half(coupling, 0), model, coupling, attempt)
-            return (attempt, fault) if isinstance(fault, Fault) else None
+            return attempt, outcome
     return None
 
 
@@ -283,13 +302,12 @@ def _runs(model: nn.Module, inputs: ExampleInputs) -> bool:
     return True
 
 
-def _shapes_in_training(network: nn.Module, inputs: ExampleInputs, seed: int = 0) -> list[tuple[int, ...]] | Exception:
-    """Run a network of which nothing else is wanted; return the shapes of its outputs, or why it failed."""
-    outputs = _run_in_training(network, inputs, seed)
-    return outputs if isinstance(outputs, Exception) else [tuple(tensor.shape) for tensor in outputs]
+def _shapes(tensors: list[Tensor]) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in tensors]
 
 
 def _run_in_training(network: nn.Module, inputs: ExampleInputs, seed: int = 0) -> list[Tensor] | Exception:
+    """Run a network of which nothing else is wanted; return the tensors of its outputs, or why it failed."""
     drop_caches_(network)
     try:
         with random_state_kept(network, seed), torch.enable_grad():
