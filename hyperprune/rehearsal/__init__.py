@@ -1,0 +1,31 @@
+"""Rehearsal: export once before anything is offered as prunable, and find what to blame when that fails."""
+
+from hyperprune.rehearsal.choices import (
+    Choices,
+    Couple,
+    after_fault,
+    in_one_class,
+    undecided,
+    whatever_is_read,
+    with_firm_attributes,
+    with_first_readings,
+    with_spared,
+    without_guilty,
+)
+from hyperprune.rehearsal.rehearse import Fault, fault_at_other_sizes, rehearse
+
+__all__ = [
+    "Choices",
+    "Couple",
+    "Fault",
+    "after_fault",
+    "fault_at_other_sizes",
+    "in_one_class",
+    "rehearse",
+    "undecided",
+    "whatever_is_read",
+    "with_firm_attributes",
+    "with_first_readings",
+    "with_spared",
+    "without_guilty",
+]
