@@ -117,8 +117,10 @@ class ExampleInputs:
             >>> [tuple(other.args[0].shape) for other in ExampleInputs.of(torch.zeros(1, 3, 8, 8)).larger()]
             [(1, 3, 16, 8), (1, 3, 16, 16), (1, 6, 8, 8)]
         """
-        ways = dict.fromkeys(((2,), tuple(range(2, max(t.ndim for t in self.tensors()))), (1,)))
-        return tuple(self.map(lambda t, way=way: _mirrored(t, way)) for way in ways if way)
+        rank = max(tensor.ndim for tensor in self.tensors())
+        space, tokens = tuple(range(2, rank)), (1,) if rank > 1 else ()
+        ways = [axes for axes in dict.fromkeys((space[:1], space, tokens)) if axes]
+        return tuple(self.map(lambda tensor, axes=axes: _mirrored(tensor, axes)) for axes in ways)
 
     def refused(self, model: nn.Module, error: Exception) -> InputsError:
         """Return the error that says that a model fails on these arguments."""
@@ -144,9 +146,11 @@ class ExampleInputs:
 
 
 def _mirrored(tensor: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
-    """Return a tensor twice as long along some axes: what it was and, behind, its mirror image."""
-    for axis in axes:
-        tensor = torch.cat([tensor, tensor.flip(axis)], axis) if axis < tensor.ndim else tensor
+    """Return a tensor twice as long along some axes: what it was and, behind, its mirror image, somewhat fainter."""
+    for axis in [axis for axis in axes if axis < tensor.ndim]:
+        behind = tensor.flip(axis)
+        faint = behind * 0.9 if tensor.is_floating_point() else behind  # equal numbers would be ranked by rounding
+        tensor = torch.cat([tensor, faint], axis)
     return tensor
 
 

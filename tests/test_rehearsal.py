@@ -615,21 +615,27 @@ def test_what_is_wrong_at_other_sizes_alone_is_warned_of() -> None:
     assert hyper.coupling.units == 12 + 10
 
 
-class OtherwiseInTraining(nn.Module):
-    """Adds the mean of some channels in train mode alone, where it drops others too."""
+class GrowingLookup(nn.Module):
+    """The same behind a table of tokens."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.out = nn.Linear(5, 8), nn.Linear(5, 6), nn.Linear(8, 2)
-        self.mixed, self.dropout = nn.Linear(6, 2), nn.Dropout(0.5)
+        self.embedding, self.rest = nn.Embedding(20, 5), GrowingTable()
 
-    def forward(self, x: Tensor) -> Tensor:
-        a = self.a(x)
-        made = self.out(a) + self.mixed(self.dropout(self.b(x).relu()))
-        return made + a.mean(-1, keepdim=True) if self.training else made
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.rest(self.embedding(tokens))
 
 
-def test_what_a_slim_network_would_compute_otherwise_in_train_mode_stays() -> None:
-    torch.manual_seed(0)
-    coupling = hyperize(OtherwiseInTraining(), torch.randn(2, 5)).coupling
-    assert layout(coupling, ("b",)) == {"a": "." * 8, "b": "abcdef", "mixed": "..", "out": ".."}
+def test_longer_rows_of_tokens_are_tried_too() -> None:
+    with pytest.warns(UserWarning, match=r"slim copies of GrowingLookup .* at \(1, 12\)"):
+        hyperize(GrowingLookup(), torch.arange(6)[None])
+
+
+def test_penalties_of_train_mode_keep_no_channels() -> None:
+    """Means over channels are others with fewer of these, and no less right."""
+
+    def penalised(net: Any, h: Tensor) -> Tensor:
+        return h + 0 * h.abs().mean()
+
+    hyper = hyperize(Trained(penalised).eval(), torch.randn(2, 3, 8, 8))
+    assert [group.name for group in hyper.coupling.groups] == ["first", "second"]

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from hyperprune.copies import copied
 from hyperprune.coupling import CouplingMap
@@ -48,27 +47,14 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
             module._buffers[name] = buffer
 
 
-def run_in_training(network: nn.Module, inputs: ExampleInputs, seed: int = 0) -> list[Tensor] | Exception:
-    """Run a network of which nothing else is wanted; return the tensors of its outputs, or why it failed."""
+def shapes_in_training(network: nn.Module, inputs: ExampleInputs, seed: int = 0) -> list[tuple[int, ...]] | Exception:
+    """Run a network of which nothing else is wanted; return the shapes of its outputs, or why it failed."""
     drop_caches_(network)
     try:
         with random_state_kept(network, seed), torch.enable_grad():
-            return [tensor.detach() for tensor in tensors_of(inputs.copied().call(network.train()))]
+            return [tuple(tensor.shape) for tensor in tensors_of(inputs.copied().call(network.train()))]
     except Exception as error:  # whatever the user's forward raises in train mode
         return error
-
-
-def shapes(tensors: list[Tensor]) -> list[tuple[int, ...]]:
-    """Return the shapes of some tensors."""
-    return [tuple(tensor.shape) for tensor in tensors]
-
-
-def without_dropout(model: nn.Module) -> nn.Module:
-    """Let dropout layers drop nothing, in place, and return the model."""
-    for module in model.modules():
-        if isinstance(module, _DropoutNd):
-            module.p = 0.0
-    return model
 
 
 def takes(model: nn.Module, inputs: ExampleInputs) -> bool:

@@ -62,7 +62,7 @@ def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
     adjust_transformers_(model)
     for path, changes in sorted(changes_by_module(plan).items()):
         resize_(model.get_submodule(path), changes, {s.attribute for s in plan.spared if s.module == path})
-    follow_(model, before)
+    follow_(model, before, plan.spared)
     drop_caches_(model)
     note_plan_(model, plan)
     return model

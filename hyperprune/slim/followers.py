@@ -7,16 +7,23 @@ What some ``forward`` reads is left alone: that is a size in a call, or part of 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from torch import nn
 
+from hyperprune.plan import Spared
 from hyperprune.slim.sizes import CHANNELS, GEOMETRY
 
 OF_LAYERS = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels")
+OUTSIDE = re.compile(
+    r"^__init__$|^__repr__$|extra_repr|reset|init_|reparam|fuse|deploy|merge|kernel|classifier|prune|matcher|load"
+    r"|^_?(set|build|create|make)_"
+)
+"""Names of methods that no forward pass calls: they build layers, merge, cut or load them, or show them."""
+
 SIDES = {"in": "in", "inp": "in", "inplanes": "in", "input": "in", "out": "out", "oup": "out", "output": "out"}
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -35,12 +42,11 @@ def sizes_in(model: nn.Module) -> Sizes:
 
 
 def _numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    own = () if type(module).__module__.startswith("torch.") else filter(_speaks_of_channels, vars(module))
-    for name in dict.fromkeys((*own, *OF_LAYERS)):
-        value = getattr(module, name, None)
-        if type(value) is int:
-            yield name, value
-    shape = getattr(module, "normalized_shape", None)
+    own = vars(module)
+    for name in OF_LAYERS if _is_torchs(type(module)) else filter(_speaks_of_channels, list(own)):
+        if type(own.get(name)) is int:
+            yield name, own[name]
+    shape = own.get("normalized_shape")
     if isinstance(shape, (tuple, list)) and len(shape) == 1:
         yield "normalized_shape", shape[0]
 
@@ -50,13 +56,14 @@ def _speaks_of_channels(name: str) -> bool:
     return not name.startswith("_") and bool(CHANNELS.search(name.lower())) and not GEOMETRY.search(name.lower())
 
 
-def follow_(model: nn.Module, before: Sizes) -> None:
+def follow_(model: nn.Module, before: Sizes, spared: Iterable[Spared] = ()) -> None:
     """Let the attributes of modules follow the layers inside that held the same number, in place.
 
     The nearest layers decide; where these became different numbers, the attribute stays as it is.
 
     Args:
         before: ``sizes_in`` of the model before its layers changed.
+        spared: attributes that are to keep their numbers.
 
     Example:
         >>> model = nn.Module()
@@ -67,12 +74,12 @@ def follow_(model: nn.Module, before: Sizes) -> None:
         >>> model.num_features
         5
     """
-    kinds: set[Any] = {type(module) for module in model.modules()}
-    read = {name for kind in kinds for name in names_read(kind)}
+    read = names_read(model)
     now = {module: dict(numbers) for module, numbers in sizes_in(model).items()}
-    for module in reversed(list(model.modules())):
+    firm = {(item.module, item.attribute) for item in spared}
+    for path, module in reversed(list(model.named_modules())):
         for name, value in before.get(module, {}).items():
-            if value > 1 and vars(module).get(name) == value and name not in read:
+            if value > 1 and vars(module).get(name) == value and name not in read and (path, name) not in firm:
                 now[module][name] = vars(module)[name] = _of_nearest(module, name, value, before, now)
 
 
@@ -105,18 +112,20 @@ def _may_be_same(name: str, other: str) -> bool:
         (True, False, True)
     """
     sides = {_side(name), _side(other)}
-    return len(sides) == 1 or "" in sides
+    return len(sides) == 1 or ("" in sides and "heads" not in sides)
 
 
 def _side(name: str) -> str:
-    if "group" in name.lower():
-        return "groups"
+    if counted := re.search(r"group|heads|nhead", name.lower()):
+        return "groups" if counted[0] == "group" else "heads"
     return next((SIDES[part] for part in re.split("_", name.lower()) if part in SIDES), "")
 
 
-@lru_cache(maxsize=1024)
-def names_read(kind: type[Any]) -> frozenset[str]:
-    """Return the names that a class's ``forward`` reads, and all functions that it may call; none of torch's own.
+def names_read(model: nn.Module) -> set[str]:
+    """Return the names that code of a model's classes may read while it runs; torch's own classes are left out.
+
+    All methods count, for another module may call them, but for those that build, merge or show; so do the functions
+    of the user's that they call, and names in quotes (``getattr(self, "width")``).
 
     Example:
         >>> class Half(nn.Module):
@@ -125,27 +134,47 @@ def names_read(kind: type[Any]) -> frozenset[str]:
         ...
         ...     def part(self, x):
         ...         return x[: self.width // 2]
-        >>> sorted(names_read(Half))
+        >>> sorted(names_read(Half()))
         ['part', 'width']
     """
-    seen: dict[str, None] = {}
-    queue = [code for code in map(_code, _definitions(kind, "forward")) if code is not None]
+    kinds = {base for module in model.modules() for base in type(module).__mro__ if not _is_torchs(base)}
+    queue = [value for kind in kinds for name, value in vars(kind).items() if not OUTSIDE.search(name)]
+    queue += [vars(module)["forward"] for module in model.modules() if "forward" in vars(module)]
+    found: set[str] = set()
+    seen: set[int] = set()
     while queue:
-        code, found = queue.pop(), []
-        for name in code.co_names:
-            if name not in seen:
-                seen[name] = None
-                found += _definitions(kind, name)
-        queue += [inner for inner in (*map(_code, found), *code.co_consts) if isinstance(inner, CodeType)]
-    return frozenset(seen)
+        function = _function(queue.pop())
+        if function is None or id(function) in seen:
+            continue
+        seen.add(id(function))
+        names = set(_names(function.__code__))
+        found |= names
+        queue += [function.__globals__[name] for name in names if name in function.__globals__]
+        queue += [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    return found
 
 
-def _definitions(kind: type[Any], name: str) -> list[Any]:
-    own = [base for base in kind.__mro__ if not base.__module__.startswith("torch.")]
-    return [vars(base)[name] for base in own if name in vars(base)]
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for value in code.co_consts:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, CodeType):
+            yield from _names(value)
 
 
-def _code(value: Any) -> CodeType | None:
+def _function(value: Any) -> FunctionType | None:
     value = getattr(value, "fget", getattr(value, "__func__", value))
     value = getattr(value, "__wrapped__", value)
-    return value.__code__ if isinstance(value, FunctionType) else None
+    return value if isinstance(value, FunctionType) and not _is_torchs(value) else None
+
+
+def _is_torchs(value: Any) -> bool:
+    return (value.__module__ or "").partition(".")[0] in ("torch", "builtins")
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a function that calls itself, and was never defined
+        return False

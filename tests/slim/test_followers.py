@@ -8,7 +8,7 @@ import torch
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from hyperprune import Budget, load_pruned, prune, save_pruned
+from hyperprune import Budget, export_pruned, hyperize, load_pruned, prune, save_pruned
 from hyperprune.slim.followers import follow_, names_read, sizes_in
 from tests.models import relative_error
 
@@ -60,11 +60,71 @@ class Conditional(nn.Module):
 
 def test_what_a_forward_pass_reads_is_left_alone() -> None:
     block = Conditional()
-    assert {"in_channels", "out_channels"} <= names_read(Conditional)
+    assert {"in_channels", "out_channels"} <= names_read(block)
     before = sizes_in(block)
     block.conv.out_channels = 3
     follow_(block, before)
     assert (block.out_channels, block.num_features) == (8, 3)
+
+
+class Encoder(nn.Module):
+    """Adds its input where its numbers say that nothing changes, asked by the module around it."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.in_ch, self.out_ch, self.conv = i, o, nn.Conv2d(i, o, 1)
+
+    def by_method(self, x: Tensor) -> Tensor:
+        return self.conv(x) + x if self.in_ch == self.out_ch else self.conv(x)
+
+    def by_function(self, x: Tensor) -> Tensor:
+        return self.conv(x) + x if keeps_width(self) else self.conv(x)
+
+    def by_text(self, x: Tensor) -> Tensor:
+        return self.conv(x) + x if getattr(self, "in_ch") == self.out_ch else self.conv(x)  # noqa: B009
+
+
+def keeps_width(block: Encoder) -> bool:
+    return block.in_ch == block.out_ch
+
+
+class Encoders(nn.Module):
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.a, self.b, self.out = way, Encoder(3, 8), Encoder(8, 16), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(getattr(self.b, self.way)(getattr(self.a, self.way)(x).relu()).relu())
+
+
+@pytest.mark.parametrize("way", ["by_method", "by_function", "by_text"])
+def test_conditions_hold_when_widths_become_equal(way: str) -> None:
+    torch.manual_seed(0)
+    hyper = hyperize(Encoders(way).eval(), torch.randn(1, 3, 4, 4))
+    assert hyper.coupling.units == 8 + 16
+    hyper.bank.keep_(torch.cat([torch.arange(8) < 5, torch.arange(16) < 5]))
+    assert export_pruned(hyper).b.conv.weight.shape[:2] == (5, 5)
+
+
+class Abstract(nn.Module):
+    @property
+    def num_features(self) -> int:
+        raise NotImplementedError
+
+
+def test_properties_are_not_asked() -> None:
+    model = Abstract()
+    model.conv = nn.Conv2d(3, 8, 1)
+    assert list(sizes_in(model).values()) == [{}, {"in_channels": 3, "out_channels": 8, "groups": 1}]
+
+
+def test_heads_are_no_channels() -> None:
+    model = nn.Module()
+    model.num_heads, model.fc = 4, nn.Linear(8, 4)
+    before = sizes_in(model)
+    model.fc.out_features = 3
+    follow_(model, before)
+    assert model.num_heads == 4
 
 
 def test_layers_that_became_different_numbers_decide_nothing() -> None:
