@@ -1,14 +1,14 @@
 """Attributes that repeat the sizes of layers for code outside ``forward``: a new classifier, merged branches.
 
 timm builds a new classifier by ``num_features``, and merges the branches of a block by its ``in_chs`` and ``groups``.
-What some ``forward`` reads is left alone: that is a size in a call, or part of a condition, and not for this module.
+What code may read while the network runs is left alone: that is a size in a call, or part of a condition.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
@@ -164,8 +164,13 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _function(value: Any) -> FunctionType | None:
-    value = getattr(value, "fget", getattr(value, "__func__", value))
-    value = getattr(value, "__wrapped__", value)
+    """Return the function behind a method or a property; that behind a decorator lies in the closure."""
+    if isinstance(value, property):
+        value = value.fget
+    elif isinstance(value, cached_property):
+        value = value.func
+    elif isinstance(value, (classmethod, staticmethod)):
+        value = value.__func__
     return value if isinstance(value, FunctionType) and not _is_torchs(value) else None
 
 
