@@ -111,11 +111,14 @@ def _warn_of_an_unmet_budget(hyper: HyperModel) -> None:
     if search is None:
         _warn_of_an_old_copy(hyper)
     elif unmet := search.unmet():
-        warnings.warn(
-            f"the network that is exported has {unmet}. The budget is met at the search's last step, and this one "
-            f"stands at step {search.step_count} of {search.steps}: each search.step() is one optimiser step.",
-            stacklevel=4,
+        why = (
+            "The search has ended, so its units were changed afterwards: by an older state that was loaded, perhaps. "
+            "Load one from after the search, or make a new Search and train on."
+            if search.done
+            else f"The budget is met at the search's last step, and this one stands at step {search.step_count} of "
+            f"{search.steps}: each search.step() is one optimiser step."
         )
+        warnings.warn(f"the network that is exported has {unmet}. {why}", stacklevel=4)
 
 
 def _warn_of_an_old_copy(hyper: HyperModel) -> None:

@@ -60,8 +60,8 @@ def transfer_optimizer(hyper: HyperModel, slim: nn.Module, optimizer: Any) -> to
         optimizer: the one that trained ``hyper``, or a wrapper around it; it is not changed.
 
     Raises:
-        ModelError: ``slim`` is not an export of ``hyper`` as it is now; or the optimiser holds parameters elsewhere
-            than in its groups, as L-BFGS does.
+        ModelError: ``slim`` is not an export of ``hyper`` as it is now; or the optimiser trains none of ``hyper``'s
+            weights, or holds parameters elsewhere than in its groups, as L-BFGS does.
 
     Example:
         >>> from hyperprune import export_pruned, hyperize
@@ -87,6 +87,7 @@ def transfer_optimizer(hyper: HyperModel, slim: nn.Module, optimizer: Any) -> to
     _require_nothing_else(old)
     with hyper.bank.still():  # as at export
         moves = _moves(hyper.model, slim, plan)
+    _require_trained(old, moves)
     beside = _beside(old, hyper)
     made = _emptied(old, _groups(old, moves, beside))
     made.state.update({p: copy.deepcopy(old.state[p]) for p in beside if p in old.state})
@@ -145,7 +146,7 @@ class _Move:
                 carried[key] = value
             elif isinstance(value, Tensor) and value.ndim == 0:  # the count of steps
                 carried[key] = value.clone()
-            elif key in powers and value.shape == self.source.trained.shape:
+            elif key in powers and value.shape == self.source.trained.shape and value.is_floating_point():
                 carried[key] = self.source.sliced(value) / _scale(factor, key, powers[key]).to(value.dtype)
             else:
                 return None
@@ -240,6 +241,15 @@ def _require_nothing_else(optimizer: torch.optim.Optimizer) -> None:
                 f"{type(optimizer).__name__} keeps more than state and parameter groups ({name!r}), so it cannot be "
                 "carried over to the slim network. If it wraps another optimiser pass that one, or make a new one."
             )
+
+
+def _require_trained(optimizer: torch.optim.Optimizer, moves: Mapping[int, list[_Move]]) -> None:
+    if not any(id(parameter) in moves for group in optimizer.param_groups for parameter in group["params"]):
+        raise ModelError(
+            "the optimiser trains none of this network's weights. Pass the network that it trained: where slim was "
+            "exported from an average (EMA) or another copy, transfer_optimizer(hyper, slim, optimizer) still takes "
+            "the searched network itself."
+        )
 
 
 def _beside(optimizer: torch.optim.Optimizer, hyper: HyperModel) -> list[Tensor]:

@@ -42,6 +42,7 @@ from hyperprune.errors import (
 )
 from hyperprune.generators import Generator
 from hyperprune.latency import compare_latency
+from hyperprune.sparsifiers import Magnitude
 from tests.models import Net, assert_same, residual, sequential, snapshot, train
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -367,6 +368,19 @@ def test_a_search_that_was_never_stepped_is_told_of_at_export() -> None:
     with pytest.warns(UserWarning, match="stands at step 0 of 5: each search.step"):
         export_pruned(hyper)
     assert not search.done
+
+
+def test_a_state_from_before_the_end_that_is_loaded_after_it_is_told_of_at_export() -> None:
+    hyper = hyperize(residual(), X)
+    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.1))
+    search = Search(hyper, optimizer, Budget(macs=0.5), 1, sparsifier=Magnitude())
+    before = {name: value.clone() for name, value in hyper.state_dict().items()}
+    hyper(X).sum().backward()
+    optimizer.step()
+    search.step()
+    hyper.load_state_dict(before)
+    with pytest.warns(UserWarning, match=r"The search has ended, so its units were changed afterwards"):
+        export_pruned(hyper)
 
 
 def test_inference_mode_around_hyperize_and_export_leaves_networks_that_train() -> None:

@@ -349,3 +349,33 @@ def test_a_gate_below_zero_gives_the_state_of_the_weight_it_makes(optimizer: str
     odd = {"momentum_buffer", "exp_avg", "grad_avg"}
     assert {key for key, _, _ in mirrors} == odd & {key for key, _ in states[0]}
     assert all(torch.equal(one.abs(), other.abs()) for _, one, other in mirrors)
+
+
+def test_an_optimiser_of_another_copy_is_refused_and_the_network_itself_serves() -> None:
+    hyper, optimizer, _ = trained("sequential", "sgd")
+    average = torch.optim.swa_utils.AveragedModel(hyper).module
+    slim = export_pruned(average)
+    with pytest.raises(ModelError, match=r"trains none of this network's weights.*takes the searched network itself"):
+        transfer_optimizer(average, slim, optimizer)
+    carried = transfer_optimizer(hyper, slim, optimizer)
+    held = {id(parameter) for group in carried.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in slim.parameters()}
+
+
+class Coded(torch.optim.SGD):
+    """Keeps its momentum in whole numbers."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["momentum_buffer"] = torch.ones_like(parameter, dtype=torch.int8)
+
+
+def test_state_in_whole_numbers_starts_afresh() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    hyper = hyperize(model, torch.randn(1, 4))
+    optimizer = Coded(hyper.model.parameters(), lr=0.1, momentum=0.9)
+    optimizer.step()
+    hyper.bank.remove_(torch.arange(8) < 5)
+    with pytest.warns(UserWarning, match="state of 4 parameters could not be carried over"):
+        assert not transfer_optimizer(hyper, export_pruned(hyper), optimizer).state
