@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
+from itertools import islice
 
 import torch
 import torch.fx
@@ -17,7 +18,7 @@ PASSED = {
     *("repeat_interleave", "repeat", "view_as_complex", "view_as_real", "type_as"),
     *("mul", "div", "add", "sub", "relu", "elu", "softmax", "sigmoid", "layer_norm", "rms_norm", "to", "_to_copy"),
 }
-FARTHEST = 40
+FARTHEST = 39
 EACH_BY_ITSELF = ("batch_norm", "relu", "relu6", "silu", "gelu", "hardswish", "hardtanh", "dropout", "leaky_relu")
 TURNED = ("permute", "transpose", "movedim", "swapaxes", "swapdims")
 VIEWS = ("view", "reshape", "unflatten")
@@ -29,43 +30,32 @@ WEIGHTED = ("linear", *CONVOLUTIONS)
 NORM_READINGS = ("whole groups", "inner channels")
 
 
+def _reached(node: torch.fx.Node, passed: Container[str]) -> Iterator[torch.fx.Node]:
+    """Yield the calls that use a value, and those that use what calls of these names make of it, the nearest first."""
+    queue = list(node.users)
+    for user in queue:
+        yield user
+        if plain_name(user) in passed:
+            queue += [other for other in user.users if other not in queue]
+
+
 def leads_to_attention(node: torch.fx.Node) -> bool:
     """Say whether a value reaches a product between activations by data movement and scaling alone."""
-    seen, queue = {node}, list(node.users)
-    while queue and len(seen) < FARTHEST:
-        user = queue.pop(0)
-        if user in seen:
-            continue
-        seen.add(user)
-        name = plain_name(user)
-        if name in ATTENTION:
-            return True
-        if name in PASSED:
-            queue += list(user.users)
-    return False
+    return any(plain_name(user) in ATTENTION for user in islice(_reached(node, PASSED), FARTHEST))
 
 
 def leads_to_resizing(node: torch.fx.Node) -> bool:
     """Say whether a value is next turned into an image that is resized, as tables of positions are."""
-    queue = list(node.users)
-    for user in queue:
-        name = plain_name(user)
-        if "upsample" in name:
-            return True
-        if name in (*TURNED, *CASTS, "contiguous", "clone", "unsqueeze"):
-            queue += [other for other in user.users if other not in queue]
-    return False
+    passed = (*TURNED, *CASTS, "contiguous", "clone", "unsqueeze")
+    return any("upsample" in plain_name(user) for user in _reached(node, passed))
 
 
 def image_axis(node: torch.fx.Node) -> tuple[int, ...]:
     """Return the axis of a value along which a convolution will read channels; empty if none does directly."""
-    queue, rank = list(node.users), node.meta["val"].ndim
-    for user in queue:
-        name = plain_name(user)
-        if name in CONVOLUTIONS:
+    rank = node.meta["val"].ndim
+    for user in _reached(node, (*EACH_BY_ITSELF, *RESIZED)):
+        if (name := plain_name(user)) in CONVOLUTIONS:
             return (rank - 1 - int(name[-2]),) if user.meta["val"].ndim == rank else ()
-        if name in (*EACH_BY_ITSELF, *RESIZED):
-            queue += [other for other in user.users if other not in queue]
     return ()
 
 
@@ -90,14 +80,8 @@ def _takes_apart(user: torch.fx.Node, node: torch.fx.Node, axis: int) -> bool:
 
 def splits_channels(node: torch.fx.Node) -> bool:
     """Say whether an image's channels are next laid out in rows, space as it was: split attention, a shuffle."""
-    queue = list(node.users)
-    for user in queue:
-        name = plain_name(user)
-        if name in EACH_BY_ITSELF:
-            queue += list(user.users)
-        elif name in VIEWS and _is_in_rows(node, user) and not leads_to_attention(user):
-            return True
-    return False
+    views = (user for user in _reached(node, EACH_BY_ITSELF) if plain_name(user) in VIEWS)
+    return any(_is_in_rows(node, view) and not leads_to_attention(view) for view in views)
 
 
 def _is_in_rows(image: torch.fx.Node, view: torch.fx.Node) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
@@ -43,15 +43,13 @@ def sizes_in(model: nn.Module) -> Sizes:
 
 def _numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
     own = vars(module)
-    for name in OF_LAYERS if _is_torchs(type(module)) else filter(_speaks_of_channels, list(own)):
-        if type(own.get(name)) is int:
-            yield name, own[name]
+    told = OF_LAYERS.__contains__ if _is_torchs(type(module)) else _speaks_of_channels
+    yield from ((name, value) for name, value in own.items() if type(value) is int and told(name))
     shape = own.get("normalized_shape")
     if isinstance(shape, (tuple, list)) and len(shape) == 1:
         yield "normalized_shape", shape[0]
 
 
-@lru_cache(maxsize=4096)
 def _speaks_of_channels(name: str) -> bool:
     return not name.startswith("_") and bool(CHANNELS.search(name.lower())) and not GEOMETRY.search(name.lower())
 

@@ -214,12 +214,11 @@ def between(call: Call) -> Any:
     shape = call.shape
     busy = [any(_varies_in(o, axis, len(shape)) for o in operands) for axis in range(len(shape))]
     carriers = [o for o in operands if not _is_broadcast(o, shape, busy)]
-    for other in operands:
-        if all(other is not carrier for carrier in carriers):
-            if any(_is_left_of(other, carrier) for carrier in carriers):
-                carriers.append(other)
-            else:
-                call.freeze(other, BROADCAST)
+    for other in (o for o in operands if _is_broadcast(o, shape, busy)):
+        if any(_is_left_of(other, carrier) for carrier in carriers):
+            carriers.append(other)
+        else:
+            call.freeze(other, BROADCAST)
     if not carriers:
         return call.pinned(BROADCAST)
     return tie_all(call, [carrier.expand(shape) for carrier in carriers])
