@@ -18,7 +18,7 @@ class Stopwatch:
     """Times calls in rounds: every call once a round, every other round backwards, until time or rounds are up.
 
     Attributes:
-        device: where the calls run; on CUDA each is waited for.
+        device: where the calls run; on an accelerator each is waited for.
         warmups: rounds before the first that counts.
         fewest: rounds that are timed at least.
         most: rounds that are timed at most.
@@ -88,5 +88,5 @@ class Stopwatch:
         return self.clock() - started
 
     def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)

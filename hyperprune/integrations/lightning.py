@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 from torch import nn
@@ -81,9 +82,14 @@ class HyperPrune(Callback):
         return self._generate_state_key(attribute=self.attribute)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hyperize the network before ``configure_optimizers`` sees it."""
+        """Hyperize the network before ``configure_optimizers`` sees it.
+
+        Raises:
+            ModelError: there is no such network, no inputs, or a callback that averages weights is listed before.
+        """
         model = self._network(pl_module)
         if stage == "fit" and self.proof is None and not isinstance(model, HyperModel):
+            _require_first(self, trainer)
             setattr(pl_module, self.attribute, hyperize(model, self._inputs(pl_module)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -167,6 +173,17 @@ class HyperPrune(Callback):
                 "to the Trainer, or a whole number of steps to HyperPrune."
             )
         return max(1, round(self.steps * total))
+
+
+def _require_first(callback: Callback, trainer: Trainer) -> None:
+    """Refuse a callback that has copied the module already, to average its weights."""
+    for earlier in takewhile(lambda other: other is not callback, trainer.callbacks):  # type: ignore[attr-defined]
+        if any(base.__name__.endswith("WeightAveraging") for base in type(earlier).__mro__):
+            name = type(earlier).__name__
+            raise ModelError(
+                f"{name} is listed before HyperPrune, so it would average a copy of the network as it is before it is "
+                f"hyperized. List HyperPrune first: callbacks=[HyperPrune(...), {name}(...)]."
+            )
 
 
 def _holder(optimizers: list[Optimizer], hyper: HyperModel) -> Optimizer:

@@ -104,7 +104,7 @@ def test_the_scores_are_those_of_a_loop_of_ones_own(tmp_path: Path) -> None:
     callback_less = HyperPrune(Budget(macs=0.5), steps=BATCHES)
     trainer(tmp_path, callback, max_steps=BATCHES - 1, enable_checkpointing=False).fit(by_lightning, loader())
 
-    callback_less.setup(None, by_hand, "fit")
+    callback_less.setup(trainer(tmp_path), by_hand, "fit")
     (optimizer,), _ = by_hand.configure_optimizers()
     search = Search(by_hand.model, optimizer, Budget(macs=0.5), BATCHES)
     by_hand.train()
@@ -167,11 +167,11 @@ def test_steps_out_of_range_are_refused(steps: float) -> None:
 
 def test_a_missing_attribute_and_missing_inputs_are_explained(tmp_path: Path) -> None:
     with pytest.raises(HyperpruneError, match="attribute='backbone'"):
-        HyperPrune(Budget(macs=0.5), attribute="net").setup(None, Classifier(), "fit")
+        HyperPrune(Budget(macs=0.5), attribute="net").setup(trainer(tmp_path), Classifier(), "fit")
     module = Classifier()
     module.example_input_array = None
     with pytest.raises(HyperpruneError, match="example_input_array"):
-        HyperPrune(Budget(macs=0.5)).setup(None, module, "fit")
+        HyperPrune(Budget(macs=0.5)).setup(trainer(tmp_path), module, "fit")
 
 
 def test_a_fraction_of_an_endless_fit_is_refused(tmp_path: Path) -> None:
@@ -196,3 +196,24 @@ def test_two_callbacks_prune_two_networks_of_one_module(tmp_path: Path) -> None:
     made.fit(module, loader())
     assert {"macs_fraction", "other_macs_fraction"} <= made.callback_metrics.keys()
     assert all(callback.proof is not None and callback.proof.holds for callback in callbacks)
+
+
+@pytest.mark.parametrize("name", ["EMAWeightAveraging", "StochasticWeightAveraging"])
+def test_averages_of_the_network_before_it_is_hyperized_are_refused(name: str, tmp_path: Path) -> None:
+    kinds = pytest.importorskip("lightning.pytorch.callbacks")
+    if not hasattr(kinds, name):
+        pytest.skip(f"this version of Lightning has no {name}")
+    module, averaging = Classifier(), getattr(kinds, name)(**({"swa_lrs": 0.1} if name[0] == "S" else {}))
+    with pytest.raises(HyperpruneError, match=rf"callbacks=\[HyperPrune\(...\), {name}"):
+        trainer(tmp_path, averaging, HyperPrune(Budget(macs=0.5)), max_epochs=1).fit(module, loader())
+    assert type(module.model) is type(residual()), "the module is as it was"
+
+
+def test_an_average_of_the_weights_is_exported(tmp_path: Path) -> None:
+    kinds = pytest.importorskip("lightning.pytorch.callbacks")
+    if not hasattr(kinds, "EMAWeightAveraging"):
+        pytest.skip("this version of Lightning has no EMAWeightAveraging")
+    module, callback = Classifier(), HyperPrune(Budget(macs=0.5), steps=4)
+    averaging = kinds.EMAWeightAveraging(use_buffers=False)
+    trainer(tmp_path, callback, averaging, max_epochs=2).fit(module, loader())
+    assert_slim(module, callback, 0.5)

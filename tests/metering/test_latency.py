@@ -217,6 +217,16 @@ def test_the_stopwatch_takes_turns_and_stops_in_time() -> None:
     assert len(order) == 2 + 2 * 2
 
 
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps", "cpu"])
+def test_an_accelerator_of_any_kind_is_waited_for_before_and_after_each_call(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: order.append(device.type))
+    Stopwatch(torch.device(kind), warmups=0, fewest=2, most=2, seconds=0.0).times([lambda: order.append("call")])
+    assert order == [each for each in [kind, "call", kind] * 2 if each != "cpu"]
+
+
 def test_a_machine_that_becomes_slower_meanwhile_changes_no_ratio() -> None:
     now, rounds = [0], [0]
 
