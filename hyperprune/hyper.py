@@ -44,6 +44,7 @@ from hyperprune.rehearsal import (
 )
 from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
+from hyperprune.tables import tables_to_buffers_
 from hyperprune.trace import ExampleInputs, Trace, drop_caches_, is_of_libraries, trace
 from hyperprune.verify import Proof, compare, rounding, run_eval, tensors_of
 
@@ -438,7 +439,7 @@ def _is_as_made(model: nn.Module, site: Site, is_generated: bool) -> bool:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copied(model)
+        return tables_to_buffers_(copied(model))
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). hyperize works on a "

@@ -27,6 +27,7 @@ from hyperprune.errors import CheckpointError, ModelError
 from hyperprune.loading import load_model
 from hyperprune.plan import plans_of
 from hyperprune.slim import carve_
+from hyperprune.tables import tables_to_buffers_
 
 SHOWN = 3
 
@@ -93,6 +94,7 @@ def _check_class(model: nn.Module, saved: str, moved_from: str | None) -> None:
 
 
 def _carve_(model: nn.Module, document: Document) -> None:
+    tables_to_buffers_(model)
     modules = {path for path, _ in model.named_modules(remove_duplicate=False)}
     for plan in document.plans:
         names = {name for name, _ in _named_tensors(model)}

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
-from types import CellType, CodeType, FunctionType
-from typing import Any
+from types import CodeType
 
 from torch import nn
 
+from hyperprune.codes import codes_of, is_torchs
 from hyperprune.plan import Spared
 from hyperprune.slim.sizes import CHANNELS, GEOMETRY
 
@@ -43,7 +42,7 @@ def sizes_in(model: nn.Module) -> Sizes:
 
 def _numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
     own = vars(module)
-    told = OF_LAYERS.__contains__ if _is_torchs(type(module)) else _speaks_of_channels
+    told = OF_LAYERS.__contains__ if is_torchs(type(module)) else _speaks_of_channels
     yield from ((name, value) for name, value in own.items() if type(value) is int and told(name))
     shape = own.get("normalized_shape")
     if isinstance(shape, (tuple, list)) and len(shape) == 1:
@@ -135,49 +134,9 @@ def names_read(model: nn.Module) -> set[str]:
         >>> sorted(names_read(Half()))
         ['part', 'width']
     """
-    kinds = {base for module in model.modules() for base in type(module).__mro__ if not _is_torchs(base)}
-    queue = [value for kind in kinds for name, value in vars(kind).items() if not OUTSIDE.search(name)]
-    queue += [vars(module)["forward"] for module in model.modules() if "forward" in vars(module)]
-    found: set[str] = set()
-    seen: set[int] = set()
-    while queue:
-        function = _function(queue.pop())
-        if function is None or id(function) in seen:
-            continue
-        seen.add(id(function))
-        names = set(_names(function.__code__))
-        found |= names
-        queue += [function.__globals__[name] for name in names if name in function.__globals__]
-        queue += [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-    return found
+    return {name for code in codes_of(model, OUTSIDE) for name in _names(code)}
 
 
 def _names(code: CodeType) -> Iterator[str]:
     yield from code.co_names
-    for value in code.co_consts:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, CodeType):
-            yield from _names(value)
-
-
-def _function(value: Any) -> FunctionType | None:
-    """Return the function behind a method or a property; that behind a decorator lies in the closure."""
-    if isinstance(value, property):
-        value = value.fget
-    elif isinstance(value, cached_property):
-        value = value.func
-    elif isinstance(value, (classmethod, staticmethod)):
-        value = value.__func__
-    return value if isinstance(value, FunctionType) and not _is_torchs(value) else None
-
-
-def _is_torchs(value: Any) -> bool:
-    return (value.__module__ or "").partition(".")[0] in ("torch", "builtins")
-
-
-def _is_filled(cell: CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:  # a function that calls itself, and was never defined
-        return False
+    yield from (value for value in code.co_consts if isinstance(value, str))

@@ -1277,6 +1277,27 @@ PRODUCTS = [
         {"a": "abcd", "up": "efghi", "down": "jklmno"},
         TOKENS,
     ),
+    Row(
+        "einsum of weights per token and tokens passes their channels",
+        lambda: {**flat()(), "score": nn.Linear(4, 1)},
+        lambda net, x: net.out(torch.einsum("bn,bnd->bd", _shares(net.score, net.a(x)), net.a(x))),
+        {"a": "abcd"},
+        TOKENS,
+    ),
+    Row(
+        "einsum of tokens and weights per token, channels first",
+        lambda: {**flat()(), "score": nn.Linear(4, 1)},
+        lambda net, x: net.out(torch.einsum("bnd,bn->db", net.a(x), _shares(net.score, net.a(x))).mT),
+        {"a": "abcd"},
+        TOKENS,
+    ),
+    Row(
+        "einsum over the channels of one operand keeps them",
+        lambda: {**flat()(), "score": nn.Linear(4, 1)},
+        lambda net, x: torch.einsum("bn,bnd->b", _shares(net.score, net.a(x)), net.a(x)),
+        NOTHING,
+        TOKENS,
+    ),
     Row("written into a part of zeros", one(), through(lambda a: _shifted(torch.zeros_like(a), a)), APART),
     Row(
         "written into a part of zeros of its shape",
@@ -1362,6 +1383,10 @@ PRODUCTS = [
         TOKENS,
     ),
 ]
+
+
+def _shares(score: nn.Module, tokens: Tensor) -> Tensor:
+    return score(tokens).squeeze(-1).softmax(-1)
 
 
 def _gram(a: Tensor) -> Tensor:

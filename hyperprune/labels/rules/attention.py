@@ -96,20 +96,27 @@ def einsum(call: Call) -> Any:
     if (made := _linear_by_letters(call, names, result)) is not None:
         return made
     operands = [call.labels(o) for o in call.arg("tensors")]
-    shared = [letter for letter in result if all(letter in name for name in names)]
-    busy = [
-        letter
-        for letter in shared
-        if any(varies(o, name.index(letter)) for o, name in zip(operands, names, strict=True))
-    ]
+    busy = {name[axis]: o for o, name in zip(operands, names, strict=True) for axis in varying_axes(o)}
+    shared = [letter for letter in result if letter in busy and all(letter in name for name in names)]
     sizes = dict(pair for name, o in zip(names, operands, strict=True) for pair in zip(name, o.shape, strict=True))
     macs = prod(sizes.values())
-    if len(busy) != 1 or call.choose("whole heads") == "freeze":
-        _count(call, call.arg("tensors"), macs)
+    if len(shared) == 1 and call.choose("whole heads") != "freeze":
+        made = _tie_heads(call, operands, [name.index(shared[0]) for name in names])
+        _count(call, call.arg("tensors"), macs, made)
+        return call.along(made, result.index(shared[0]))
+    _count(call, call.arg("tensors"), macs)
+    alone = [letter for letter in busy if letter in result]
+    if shared or len(busy) != 1 or not alone or call.choose("each by itself") == "freeze":
         return call.give_up(PRODUCT)
-    made = _tie_heads(call, operands, [name.index(busy[0]) for name in names])
-    _count(call, call.arg("tensors"), macs, made)
-    return call.along(made, result.index(busy[0]))
+    return _weighted(call, operands, busy[alone[0]], result.index(alone[0]))
+
+
+def _weighted(call: Call, operands: list[Tensor], busy: Tensor, made: int) -> Tensor:
+    """Pass the channels of one operand on where the other holds none: pooling with weights, ``"bn,bnd->bd"``."""
+    for other in operands:
+        if other is not busy:
+            call.freeze(other, PRODUCT)
+    return call.along(call.channels(busy, varying_axes(busy)[0]), made)
 
 
 def _count(call: Call, operands: Any, macs: int, *heads: Tensor) -> None:
