@@ -267,7 +267,7 @@ def _lively(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
     if lively is inputs:
         return inputs
     try:
-        found = tensors_of(run_eval(_copy(model), lively.copied()))
+        found = tensors_of(run_eval(_copy(model), lively))
     except Exception:  # whatever the user's forward raises
         return inputs
     return lively if all(bool(tensor.isfinite().all()) for tensor in found) else inputs
@@ -404,7 +404,7 @@ def prove(hyper: HyperModel, slim: nn.Module, tolerance: float | None = None) ->
 def _compared(hyper: HyperModel, slim: nn.Module, tolerance: float | None) -> Proof:
     inputs = hyper.inputs.suiting(hyper.model)
     with hyper.bank.still():
-        return compare(run_eval(hyper.model, inputs.copied()), run_eval(slim, inputs.copied()), tolerance)
+        return compare(run_eval(hyper.model, inputs), run_eval(slim, inputs), tolerance)
 
 
 def proof_in_float64(hyper: HyperModel) -> Proof | None:

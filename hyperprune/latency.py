@@ -302,7 +302,7 @@ def _rows(
     with _made_ready(backend, networks, inputs) as runtimes:
         for batch in batches:
             note(f"{RUNTIMES[backend]}, batch {batch}")
-            fed = with_batch(inputs, batch)
+            fed = with_batch(inputs, batch).copied()
             times = in_turns([runtime.call(fed) for runtime in runtimes], runs, fed.tensors()[0].device)
             peaks = [runtime.peak(fed) for runtime in runtimes]
             dense, slim = (Timing(tuple(t), batch, peak) for t, peak in zip(times, peaks, strict=True))

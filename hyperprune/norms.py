@@ -1,10 +1,11 @@
 """Norms over channels that count the living channels only, while the network is still at full width.
 
 A layer norm reads all channels together, so a removed channel would still shift the mean and the variance of the
-others. With m the mask of the living, n of C channels alive, s = sqrt(C / n), a = s m and mean taken over the
-living, T(x) = a x + (1 - a) mean has, over all C channels, the living channels' mean and variance. The norm is
-shown T(x), and its weight (or its output, where it has none) is divided by s. With all channels alive T is the
-identity, bit for bit. An RMS norm takes no mean: T(x) = a x.
+others. With m the mask of the living, n of C channels alive, s = sqrt(C / n) and mean taken over the living,
+T(x) = s (m x + (1 - m) mean) has, over all C channels, s times the living channels' mean, and their variance. The norm
+is shown T(x), and its weight (or its output, where it has none) is divided by s: also of a norm that divides by the
+root of the variance without taking the mean off. With all channels alive T is the identity, bit for bit. An RMS norm
+takes no mean: T(x) = s m x. A unit norm (``F.normalize``) takes the length as it is: T(x) = m x, nothing is divided.
 
 A response norm (ConvNeXt V2's) compares each channel's norm over space with the mean of all of them. It is shown m x,
 so that the mean comes out n / C times as large, and its weight is multiplied by n / C. The small number that keeps the
@@ -98,8 +99,8 @@ class LivingNorm(Living):
         """Return a tensor of the same shape with the statistics of the living channels."""
         alive = self.mask()
         mask = self.along(x, alive)
-        share = mask * scale(alive).to(x.dtype)
-        return share * x + (1 - share) * self._mean(x, mask) if self.centred else share * x
+        filled = mask * x + (1 - mask) * self._mean(x, mask) if self.centred else mask * x
+        return scale(alive).to(x.dtype) * filled
 
     def _mean(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return the living channels' mean, of each group of them, and over space too for a group norm."""
@@ -112,12 +113,20 @@ class LivingNorm(Living):
         return (total / count).to(x.dtype).expand(split.shape).flatten(axis, axis + 1)
 
 
-class LivingResponse(Living):
-    """Forward pre-hook of a response norm: shows it the living channels, the others as zero."""
+class LivingLength(Living):
+    """Forward pre-hook of a unit norm: shows it the living channels, the others as zero."""
 
     def shown(self, x: Tensor) -> Tensor:
         """Return the living channels, the others as zero."""
         return x * self.along(x, self.mask())
+
+    def too_large(self) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(scale(self.mask()))
+
+
+class LivingResponse(LivingLength):
+    """Forward pre-hook of a response norm: shows it the same."""
 
     def too_large(self) -> Tensor:
         """Return s squared, C / n."""
@@ -210,7 +219,8 @@ def attach_norms(model: nn.Module, bank: LatentBank, coupling: CouplingMap) -> n
 
 
 def _living(bank: LatentBank, norm: Norm) -> Living:
-    return LivingResponse(bank, norm.units, norm.axis) if norm.kind == "response" else LivingNorm(bank, norm)
+    kinds = {"unit": LivingLength, "response": LivingResponse}
+    return kinds[norm.kind](bank, norm.units, norm.axis) if norm.kind in kinds else LivingNorm(bank, norm)
 
 
 def _attach(module: nn.Module, name: str, made: Generated, living: Living) -> None:

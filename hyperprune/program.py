@@ -103,7 +103,7 @@ def _shapes(slim: nn.Module, inputs: ExampleInputs) -> Any:
 def _prove(draft: Path, inputs: ExampleInputs, expected: Any) -> Proof:
     try:
         with full_precision():
-            proof = compare(expected, inputs.call(torch.export.load(draft).module()))
+            proof = compare(expected, inputs.copied().call(torch.export.load(draft).module()))
     except Exception as error:  # whatever torch raises while it loads or runs the file
         raise ProofError(f"the exported program does not run: {type(error).__name__}: {error}") from error
     if not proof.holds:

@@ -29,6 +29,7 @@ from hyperprune.errors import InputsError, TraceError
 from hyperprune.regions import join_regions_
 from hyperprune.writes import settle_writes_
 
+_SLICE = re.compile(r"(?P<container>.*?)\.?slice\((?P<bounds>[^)]*)\)(?:\.(?P<at>\d+))?(?P<rest>.*)")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 STAND_IN = 16  # for a size that depends on values: what is left of it behind a kernel of 7 is still a size
 _BRANCHES = (
@@ -387,7 +388,9 @@ def _export(model: nn.Module, inputs: ExampleInputs) -> Trace:
     except Exception as error:  # torch.export raises many types; the model itself has run
         raise TraceError(_cannot_export(model, error)) from error
     signature = program.graph_signature
+    _note_users_(program.graph)
     graph = settle_writes_(join_regions_(program.graph))
+    _settle_paths_(graph, model)
     _settle_sizes_(graph)
     _drop_idle_(graph)
     _drop_unused_(graph)
@@ -399,6 +402,32 @@ def _program(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedPr
         program = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)
     sys.stderr.write(said.getvalue())
     return program
+
+
+def _note_users_(graph: torch.fx.Graph) -> None:
+    """Note all users of each value, in place: torch.export forgets those that a no_grad region takes a size from."""
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            source.users.setdefault(node)
+
+
+def _settle_paths_(graph: torch.fx.Graph, model: nn.Module) -> None:
+    """Name layers taken from a slice of a container (``self.layers[:-1]``) as the model does, in place."""
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        if any("slice(" in str(path) for path, *_ in stack.values()):
+            node.meta["nn_module_stack"] = {
+                key: (_named(str(path), model), *rest) for key, (path, *rest) in stack.items()
+            }
+
+
+def _named(path: str, model: nn.Module) -> str:
+    while found := _SLICE.match(path):
+        bounds = [None if bound == "None" else int(bound) for bound in found["bounds"].split(", ")]
+        children = list(model.get_submodule(found["container"])._modules)[slice(*bounds)]
+        child = [children[int(found["at"])]] if found["at"] else []
+        path = ".".join([*filter(None, [found["container"]]), *child]) + found["rest"]
+    return path
 
 
 def _drop_idle_(graph: torch.fx.Graph) -> None:

@@ -111,10 +111,11 @@ def tensors_of(output: Any) -> list[Tensor]:
 def run_eval(model: nn.Module, inputs: ExampleInputs) -> Any:
     """Run a model in eval mode, in full precision and without gradients; modes and random state come back.
 
-    torch's own encoders do not pack padded sequences meanwhile: they could for even numbers of heads only.
+    It gets copies of the inputs, for it may change them in place (``x *= 255``). torch's own encoders do not pack
+    padded sequences meanwhile: they could for even numbers of heads only.
     """
     with eval_mode(model), unpacked(model), full_precision(), random_state_kept(model):
-        return inputs.call(model)
+        return inputs.copied().call(model)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +18,12 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, StochasticDepth
 
-from hyperprune import hyperize
+from hyperprune import Budget, export_onnx, hyperize, prune, report, save_program
 from hyperprune.errors import ModelError, NothingPrunableError, TraceError
 from hyperprune.export import export_with_proof
 from hyperprune.labels import Call, rule, unregister
 from hyperprune.labels.reasons import INEXACT
+from hyperprune.latency import compare_latency
 from hyperprune.trace import ExampleInputs
 from tests.halving import halved, runs, stays, units_of
 from tests.models import Net, randomise_norms_
@@ -673,6 +676,18 @@ def test_a_model_may_change_its_input_in_place_and_the_users_tensor_stays() -> N
     hyper = hyperize(InPlace(), x)
     hyper.bank.keep_(torch.arange(8) < 4)
     assert export_with_proof(hyper)[1].relative_error < 1e-5
+    assert torch.equal(x, before)
+
+
+def test_files_reports_and_timings_of_such_a_model_leave_the_users_tensor_alone(tmp_path: Path) -> None:
+    model, x = InPlace(), torch.randn(IMAGE)
+    before = x.clone()
+    slim = prune(model, x, Budget(macs=0.5, activation_bytes=0.9))
+    assert save_program(slim, x, tmp_path / "slim.pt2").relative_error < 1e-5
+    report(model, slim, x)
+    compare_latency(model, slim, x, backends=("eager",), runs=1)
+    if find_spec("onnxscript"):
+        assert export_onnx(slim, x, tmp_path / "slim.onnx").relative_error < 1e-4
     assert torch.equal(x, before)
 
 

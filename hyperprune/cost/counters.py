@@ -46,7 +46,7 @@ def count_with_fvcore(model: nn.Module, example_inputs: Any) -> CountedCost:
         >>> count_with_fvcore(nn.Linear(4, 3), torch.zeros(1, 4)).macs
         12
     """
-    inputs = ExampleInputs.of(example_inputs)
+    inputs = ExampleInputs.of(example_inputs).copied()
     if inputs.kwargs:
         raise InputsError(
             f"fvcore takes positional arguments only, and {', '.join(inputs.kwargs)} came by name. Pass a tuple in the "

@@ -474,13 +474,15 @@ def _inherited(sizes: tuple[Size, ...], heirs: Iterable[Heir]) -> tuple[Size, ..
 
 def _norms(ledger: Ledger, units: np.ndarray) -> tuple[Norm, ...]:
     """Return the norms that read prunable channels; ``units`` holds the unit of every label."""
-    found: dict[Norm, None] = {}
+    found: dict[Norm, list[str]] = {}
     for call in ledger.norms:
         here = units[call.labels.numpy()]
         if (here != STAYS).any():
             layout = (call.axis, call.groups, call.kind, call.spatial, call.offset)
-            found[Norm(call.weight, tuple(here.tolist()), *layout)] = None
-    return tuple(found)
+            found.setdefault(Norm(call.weight, tuple(here.tolist()), *layout), []).extend(
+                [call.node] if call.node else []
+            )
+    return tuple(replace(norm, nodes=tuple(nodes)) for norm, nodes in found.items())
 
 
 def _products(ledger: Ledger, units: np.ndarray) -> tuple[Product, ...]:

@@ -175,9 +175,10 @@ class Norm:
         axis: where the channels lie in the layer's input; -1 for the last axis, whatever the rank.
         groups: in how many groups the norm takes its statistics.
         kind: ``"layer"`` takes off the mean and divides by the deviation, ``"rms"`` divides by the root of the mean
-            square, ``"response"`` compares each channel's norm over space with the channels' mean.
+            square, ``"unit"`` by the length, ``"response"`` compares each channel's norm over space with their mean.
         spatial: whether its statistics run over the axes behind the channels too.
         offset: number that the layer adds to its scale.
+        nodes: its calls that may be read in two ways, as a unit norm or as an RMS norm.
     """
 
     weight: str
@@ -187,6 +188,7 @@ class Norm:
     kind: NormKind
     spatial: bool
     offset: float = 0.0
+    nodes: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:

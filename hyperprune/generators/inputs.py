@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -72,7 +73,13 @@ def _is_wide(x: Tensor) -> bool:
 
 
 def _is_dense(x: Tensor) -> bool:
-    return x.is_contiguous() or (x.ndim > 2 and x.movedim(1, -1).is_contiguous())
+    """Say whether a product with the gates has the strides of ``x``, axes of length 1 included: kernels go by them."""
+    return _in_order(x) or (x.ndim > 2 and _in_order(x.movedim(1, -1)))
+
+
+def _in_order(x: Tensor) -> bool:
+    sizes = [max(size, 1) for size in x.shape]
+    return list(x.stride()) == [prod(sizes[axis + 1 :]) for axis in range(x.ndim)]
 
 
 def _of_gated_input(module: nn.Module, x: Tensor, gates: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ LARGEST_TENSOR = 2**24
 Attention = Literal["heads", "width"]
 """What attention loses: whole heads, or the same channels inside every head."""
 
-NormKind = Literal["layer", "rms", "response"]
+NormKind = Literal["layer", "rms", "unit", "response"]
 """Mean and variance of all channels, or of groups; the mean square; the mean of the channels' norms over space."""
 
 ELASTIC = 0
@@ -131,6 +131,7 @@ class NormCall:
         kind: what it computes of the channels it reads.
         spatial: whether its statistics run over the axes behind the channels too.
         offset: number that the layer adds to its scale.
+        node: the call, if it may be read in two ways: divided by a length, times a number or the root of the width.
     """
 
     weight: str
@@ -140,6 +141,7 @@ class NormCall:
     kind: NormKind = "layer"
     spatial: bool = False
     offset: float = 0.0
+    node: str = ""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,10 @@ def _takes_apart(user: torch.fx.Node, node: torch.fx.Node, axis: int) -> bool:
         marked = spread(torch.arange(before.shape[axis]), before.shape, axis)
         moved = varying_axes(user.target(marked, *user.args[1:], **user.kwargs))  # type: ignore[operator]
         return any(is_taken_apart(user, at) for at in moved)
+    if name in VIEWS:
+        marked = spread(torch.arange(before.shape[axis]), before.shape, axis).reshape(user.meta["val"].shape)
+        kept = varying_axes(marked)
+        return len(kept) == 1 and marked.shape[kept[0]] == before.shape[axis] and is_taken_apart(user, kept[0])
     return name in ("contiguous", "clone") and is_taken_apart(user, axis)
 
 

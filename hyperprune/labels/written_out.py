@@ -1,6 +1,8 @@
 """Norms whose arithmetic a layer writes out in its forward().
 
-An RMS norm is ``x * rsqrt(mean(x * x) + eps) * weight``; a layer norm takes the mean off first. A response norm is
+An RMS norm is ``x * rsqrt(mean(x * x) + eps) * weight``; a layer norm takes the mean off first, or divides by the root
+of the variance alone (Restormer's without a bias). A unit norm divides by the length, as ``F.normalize`` does; times
+the root of a width it is an RMS norm. A response norm is
 ``x * (g / (mean(g) + eps)) * weight + x``, with g the norm of each channel over space. Such a layer may be shown other
 numbers at its input, as torch's own may, if it does nothing else with that input.
 """
@@ -19,6 +21,7 @@ PASSING = (*CASTS, "alias")
 SCALING = ("mul", "addcmul")
 ROOTS = {"sqrt": 0.5, "rsqrt": -0.5}  # and the powers they stand for
 LENGTHS = ("norm", "linalg_vector_norm")
+BOUNDED = ("clamp_min", "clamp", "expand", "expand_as", "add")  # what becomes of a length before it divides
 LAID_OUT = (*PASSING, "view", "reshape", "unsqueeze", "slice")
 
 
@@ -40,25 +43,32 @@ class WrittenNorm:
 def written_norm(reduction: torch.fx.Node) -> WrittenNorm | None:
     """Return the norm that a mean or a variance is part of; None unless its layer is nothing but that norm."""
     x = _uncast(reduction.args[0])
+    if plain_name(reduction) in LENGTHS:
+        return _unit_norm(x, reduction)
     if plain_name(x) in LENGTHS:
         return _response_norm(_uncast(x.args[0]), x, reduction)
     if plain_name(reduction) == "var" or not _are_squares(x):
-        return _layer_norm(x, _mean_of(x))
+        mean = _mean_of(x, owner(reduction))
+        alone = mean is None and _is_variance(reduction)
+        return _rms_norm(x, reduction, reduction, "layer") if alone else _layer_norm(x, mean)
     base = _uncast(x.args[0])
     if plain_name(base) == "sub":
         return _layer_norm(_uncast(base.args[0]), base.args[1])
     return _rms_norm(base, x, reduction)
 
 
-def _rms_norm(x: torch.fx.Node, squares: torch.fx.Node, mean: torch.fx.Node) -> WrittenNorm | None:
+def _rms_norm(
+    x: torch.fx.Node, squares: torch.fx.Node, mean: torch.fx.Node, kind: NormKind = "rms"
+) -> WrittenNorm | None:
+    """Match ``x / sqrt(mean + eps)``, the mean that of x's squares, or a variance in its place."""
     scaled, inverse = _divided_by_root(mean)
     if scaled is None or plain_name(scaled) != ("mul" if inverse else "div"):
         return None
     if not _is_all_that_happens(x, mean, {squares, scaled}) or (not inverse and _uncast(scaled.args[0]) is not x):
         return None
     if is_all_of_its_layer(mean, scaled):
-        return WrittenNorm(None, "rms")
-    return _weighted(scaled, "rms")
+        return WrittenNorm(None, kind)
+    return _weighted(scaled, kind)
 
 
 def _layer_norm(x: torch.fx.Node, mean: object) -> WrittenNorm | None:
@@ -68,7 +78,8 @@ def _layer_norm(x: torch.fx.Node, mean: object) -> WrittenNorm | None:
     off = [user for user in mean.users if plain_name(user) == "sub" and _are(user.args[:2], x, mean)]
     onward = [user for node in off for user in _users(node)]
     squares = [node for node in onward if _are_squares(node)]
-    variances = [node for node in _users(x) if _is_variance(node)] if not squares else _users(squares[0])
+    taken = [node for node in _users(x) if _is_variance(node) and owner(node) == owner(mean)]
+    variances = _users(squares[0]) if squares else taken
     if len(off) != len(mean.users) or len(variances) != 1 or not _are_alike(mean, variances[0]):
         return None
     scaled, inverse = _divided_by_root(variances[0])
@@ -96,6 +107,22 @@ def _response_norm(x: torch.fx.Node, lengths: torch.fx.Node, mean: torch.fx.Node
         return None
     same_axes = lengths.meta["val"].ndim == x.meta["val"].ndim
     return _weighted(scaled, "response") if same_axes else None
+
+
+def _unit_norm(x: torch.fx.Node, length: torch.fx.Node) -> WrittenNorm | None:
+    """Match ``x / max(length, eps)``; a number may multiply it before the weight does."""
+    if len(length.args) < 2 or length.args[1] != 2:
+        return None
+    scaled, reading = _only_user(length, "div", *BOUNDED), {length}
+    while scaled is not None and plain_name(scaled) != "div":
+        reading |= {scaled} & set(_users(x))  # its shape
+        scaled = _only_user(scaled, "div", *BOUNDED)
+    if scaled is None or _uncast(scaled.args[0]) is not x or not _is_all_that_happens(x, length, {*reading, scaled}):
+        return None
+    product = _only_user(scaled, "mul")
+    if product is not None and not all(isinstance(arg, torch.fx.Node) for arg in product.args):
+        scaled = product  # by a number
+    return WrittenNorm(None, "unit") if is_all_of_its_layer(length, scaled) else _weighted(scaled, "unit")
 
 
 def _divided_by_root(variance: torch.fx.Node) -> tuple[torch.fx.Node | None, bool]:
@@ -154,8 +181,8 @@ def _are_squares(node: torch.fx.Node) -> bool:
     return plain_name(node) == "square" or (plain_name(node) == "mul" and node.args[0] is node.args[1])
 
 
-def _mean_of(x: torch.fx.Node) -> torch.fx.Node | None:
-    means = [user for user in _users(x) if plain_name(user) == "mean"]
+def _mean_of(x: torch.fx.Node, layer: str) -> torch.fx.Node | None:
+    means = [user for user in _users(x) if plain_name(user) == "mean" and owner(user) == layer]
     return means[0] if len(means) == 1 else None
 
 

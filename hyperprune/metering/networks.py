@@ -19,7 +19,7 @@ class Tailor:
     def __init__(self, hyper: HyperModel) -> None:
         self.dense: nn.Module = plain_copy(hyper).eval()
         self.coupling: CouplingMap = hyper.coupling
-        self.inputs: ExampleInputs = hyper.inputs.suiting(hyper.model)
+        self.inputs: ExampleInputs = hyper.inputs.suiting(hyper.model).copied()
         self.device = next(hyper.model.parameters()).device
 
     def slim(self, alive: np.ndarray) -> nn.Module:

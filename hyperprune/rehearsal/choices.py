@@ -120,7 +120,8 @@ def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault
     for path in fault.modules:
         if path and path not in choices.closed and not is_standard(modules[path]):
             return choices.close(path)
-    if fault.inexact and (unfrozen := [made.node for made in coupling.products]):
+    norms = [node for norm in coupling.norms for node in norm.nodes]
+    if fault.inexact and (unfrozen := [*(made.node for made in coupling.products), *norms]):
         return choices.read(dict.fromkeys(unfrozen, LAST_RESORT))
     return None
 
@@ -327,11 +328,17 @@ def _other_products(coupling: CouplingMap, modules: Mapping[str, nn.Module], cho
 
 
 def _kinds_of_products(coupling: CouplingMap, modules: Mapping[str, nn.Module]) -> dict[type[nn.Module], list[str]]:
-    """Return the products between activations by the class that writes them; fused attention says how it scales."""
+    """Return the products between activations by the class that writes them; fused attention says how it scales.
+
+    Norms that divide by a length are asked the same: whether the number that multiplies them follows from the width.
+    """
     kinds: dict[type[nn.Module], list[str]] = {}
     for made in coupling.products:
         if not made.node.startswith(FUSED):
             kinds.setdefault(_writer(modules, made.tensors[0]), []).append(made.node)
+    for norm in coupling.norms:
+        if norm.nodes:
+            kinds.setdefault(type(modules[norm.module]), []).extend(norm.nodes)
     return kinds
 
 

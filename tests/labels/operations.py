@@ -1307,7 +1307,25 @@ PRODUCTS = [
     ),
     Row("written into a part of another value", one(), through(lambda a: _shifted(a.clone(), a)), APART),
     Row("a number written into a part", one(), through(lambda a: _blanked(a.clone())), APART),
-    Row("written over some of the channels", one(), through(lambda a: _halves_swapped(a)), NOTHING),
+    Row(
+        "written over some of the channels, by a number in the code",
+        one(),
+        through(lambda a: _halves_swapped(a)),
+        {"a": "abab"},
+        offered=NOTHING,
+    ),
+    Row(
+        "some channels replaced by what a layer makes of them",
+        lambda: {"a": conv(3, 5), "part": conv(2, 2, 3, padding=1), "out": conv(5, 2)},
+        lambda net, x: net.out(_replaced_in_part(net.part, net.a(x)).relu()),
+        {"a": "abcde", "part": "ab"},
+    ),
+    Row(
+        "every other channel written over keeps all",
+        one(),
+        through(lambda a: _every_other(a.clone())),
+        NOTHING,
+    ),
     Row("written into what a view shows later", one(), through(lambda a: _seen_later(a)), NOTHING),
     Row(
         "unpooling by the places of a pool shares the pool's channels",
@@ -1641,6 +1659,16 @@ def _shifted(made: Tensor, a: Tensor) -> Tensor:
 
 def _blanked(a: Tensor) -> Tensor:
     a[:, :, :1] = 0
+    return a
+
+
+def _replaced_in_part(part: Any, a: Tensor) -> Tensor:
+    a[:, : part.in_channels] = part(a[:, : part.in_channels])
+    return a
+
+
+def _every_other(a: Tensor) -> Tensor:
+    a[:, ::2] = a[:, 1::2]
     return a
 
 

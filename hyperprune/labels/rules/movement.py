@@ -205,6 +205,8 @@ def _readings_of_rows(call: Call, axes: list[int], split_before: bool) -> tuple[
         return _not_taken_apart(call, (inner, heads, outer) if call.by_width else (outer, heads, inner)), []
     if is_packed_projection(call) or (call.by_width and attends):
         return [f"{inner}"], []
+    if attends and is_taken_apart(call.node, heads):  # query, key and value: what lies inside is cut into heads later
+        return [f"{inner}", f"{inner} follows"], axes[-1:]
     if attends and inner - heads > 1:  # a single head between
         return [f"{inner}", f"{inner} follows", f"{heads}"], axes[-1:]
     if attends:
@@ -292,15 +294,27 @@ def picked(call: Call) -> Any:
 
 @rule("slice_scatter")
 def written(call: Call) -> Any:
-    """A part of a tensor is replaced (``out[:, :, 1:] = y``): along channels, where its numbers are, these stay.
+    """A part of a tensor is replaced (``out[:, :, 1:] = y``).
 
-    Zeros that are filled so have been made in the shape of what fills them.
+    Along channels (``x[:, :dim] = conv(x[:, :dim])``, a partial convolution) what replaces some goes with them. Zeros
+    that are filled along another axis have been made in the shape of what fills them.
     """
     whole, part = call.labels(call.arg("self")), call.labels(call.arg("src"))
     axis = call.arg("dim", 0) % whole.ndim
+    if varies(whole, axis) and part.ndim == whole.ndim and call.arg("step", 1) == 1:
+        return _replaced(call, whole, part, axis)
     if varies(whole, axis) or varies(part, axis - whole.ndim + part.ndim):
         return call.give_up(SIZE_IN_FORWARD)
     return _filled(call, whole, part)
+
+
+def _replaced(call: Call, whole: Tensor, part: Tensor, axis: int) -> Tensor:
+    start, end, _ = slice(call.arg("start"), call.arg("end")).indices(whole.shape[axis])
+    taken = whole.narrow(axis, start, max(end - start, 0))
+    if taken.numel():
+        call.tie(taken, part.expand(taken.shape))
+        _set_bound(call, extent(whole, axis), extent(taken, axis))
+    return whole
 
 
 @rule("index_add", "index_copy", "index_reduce", "scatter", "scatter_add", "scatter_reduce")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hyperprune.labels.arrays import compact, named_axes, varies, varying_axes
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import NormCall
+from hyperprune.labels.ledger import ELASTIC, NormCall
 from hyperprune.labels.reasons import REDUCED
 from hyperprune.labels.registry import rule
 from hyperprune.labels.rules.elementwise import between
-from hyperprune.labels.written_out import written_norm
+from hyperprune.labels.written_out import WrittenNorm, written_norm
 
 REDUCING = [
     "mean",
@@ -34,6 +36,8 @@ REDUCING = [
     "var_mean",
     "std_mean",
 ]
+LENGTH = "aten::linalg_vector_norm"  # of a unit norm it is stretched to the shape that it divides
+NORMS = ("aten::mean", "aten::var", LENGTH)  # that a layer may write out
 KEEPING = ["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "sort", "topk"]
 
 
@@ -49,7 +53,7 @@ def reduce(call: Call) -> Any:
     axes = named_axes(call.arg("dim"), x.ndim)
     if any(varies(x, axis) for axis in axes):
         if len(varying_axes(x)) == 1 and _is_counted(call, x, axes):
-            return call.pinned(REDUCED)
+            return torch.tensor(ELASTIC).expand(call.shape) if call.operator == LENGTH else call.pinned(REDUCED)
         if not set(varying_axes(x)) - set(axes):
             return call.give_up(REDUCED)
         x = call.together(x, *axes, reason=REDUCED)
@@ -88,7 +92,9 @@ def _is_counted(call: Call, x: Tensor, axes: list[int]) -> bool:
     They may run over all axes behind the channels too, as a group norm's of one group (Conv-TasNet's global norm).
     """
     (axis,) = varying_axes(x)
-    norm = written_norm(call.node) if call.operator in ("aten::mean", "aten::var") else None
+    norm = written_norm(call.node) if call.operator in NORMS else None
+    if norm is not None and norm.kind == "unit":
+        norm = _of_length(call, norm)
     spatial = axes != [axis]
     if norm is None or (spatial and (sorted(axes) != list(range(axis, x.ndim)) or norm.kind == "response")):
         return False
@@ -98,8 +104,17 @@ def _is_counted(call: Call, x: Tensor, axes: list[int]) -> bool:
     from_end = min(call.arg("dim")) < 0 if spatial else axis == x.ndim - 1
     at = axis - x.ndim if from_end else axis  # inputs may differ in rank
     name, channels = call.name_of_norm(weight), call.channels(x, axis)
-    call.living_norm(NormCall(name, channels, at, kind=norm.kind, spatial=spatial, offset=norm.offset))
+    node = call.node.name if call.operator == LENGTH else ""
+    call.living_norm(NormCall(name, channels, at, kind=norm.kind, spatial=spatial, offset=norm.offset, node=node))
     return True
+
+
+def _of_length(call: Call, norm: WrittenNorm) -> WrittenNorm | None:
+    """Tell a norm whose factor is a stored number from one that takes it from the width."""
+    reading = call.choose("times a number", "times the root of the width")
+    if reading == "freeze":
+        return None
+    return norm if reading == "times a number" else replace(norm, kind="rms")
 
 
 def _as_shape(left: Tensor, shape: tuple[int, ...], axes: list[int]) -> Tensor:
