@@ -47,9 +47,12 @@ def _theirs(title: str, variants: dict[str, Maker], early: bool = False) -> Meth
 METHODS: dict[str, Method] = {
     DENSE: _baseline("dense, trained as long", ours.unpruned, early=True),
     DEFAULT: _ours("search, Fisher (default)", ours.searched(sparsifiers.Fisher), early=True),
-    "half": _ours("search, Fisher, half as long", ours.searched(sparsifiers.Fisher, share=0.5)),
-    "quarter": _ours("search, Fisher, a quarter as long", ours.searched(sparsifiers.Fisher, share=0.25)),
+    "fisher-long": _ours("search, Fisher, twice as long", ours.searched(sparsifiers.Fisher, share=1.0)),
+    "fisher-short": _ours("search, Fisher, half as long", ours.searched(sparsifiers.Fisher, share=0.25)),
     "unbalanced": _ours("search, Fisher(balance=0)", ours.searched(partial(sparsifiers.Fisher, balance=0.0))),
+    "unbalanced-long": _ours(
+        "search, Fisher(balance=0), twice as long", ours.searched(partial(sparsifiers.Fisher, balance=0.0), share=1.0)
+    ),
     "l1": _ours("search, L1Proximal", ours.searched(sparsifiers.L1Proximal)),
     "group": _ours("search, GroupProximal", ours.searched(sparsifiers.GroupProximal)),
     "published": _ours("search, PublishedL1", ours.published),
@@ -58,6 +61,7 @@ METHODS: dict[str, Method] = {
     "magnitude": _ours("search, Magnitude", ours.searched(sparsifiers.Magnitude), early=True),
     "taylor": _ours("search, Taylor", ours.searched(sparsifiers.Taylor)),
     "uniform": _ours("search, Uniform", ours.searched(sparsifiers.Uniform), early=True),
+    "uniform-long": _ours("search, Uniform, twice as long", ours.searched(sparsifiers.Uniform, share=1.0)),
     "random": _ours("search, Random", ours.seeded(sparsifiers.Random), early=True),
     "prune-magnitude": _ours("prune(criterion='magnitude')", ours.by_magnitude, early=True),
     "uniform-widths": _baseline("uniform widths, random channels", ours.at_once(uniform_widths), early=True),

@@ -8,7 +8,7 @@ from itertools import islice
 
 from torch import Tensor, nn
 
-from benchmarks.search.settings import PUBLISHED_LAMBDA, WEIGHT_DECAY
+from benchmarks.search.settings import PUBLISHED_LAMBDA, SHARE, WEIGHT_DECAY
 from benchmarks.search.training import Feed, Run, optimizer_of, train_step
 from hyperprune import Budget, Search, export_pruned, hyperize, prune
 from hyperprune.sparsifiers import PublishedL1, Sparsifier
@@ -21,7 +21,7 @@ def unpruned(run: Run, feed: Feed) -> nn.Module:
     return copy.deepcopy(run.dense)
 
 
-def searched(sparsifier: Callable[[], Sparsifier], share: float = 1.0) -> Maker:
+def searched(sparsifier: Callable[[], Sparsifier], share: float = SHARE) -> Maker:
     """Return a maker that searches with a sparsifier while it trains, in a share of the steps that it may search in."""
     return lambda run, feed: search_with(sparsifier(), run, feed, share)
 
@@ -36,7 +36,7 @@ def published(run: Run, feed: Feed) -> nn.Module:
     return search_with(PublishedL1(PUBLISHED_LAMBDA.get(run.network, 2e-4)), run, feed)
 
 
-def search_with(sparsifier: Sparsifier, run: Run, feed: Feed, share: float = 1.0) -> nn.Module:
+def search_with(sparsifier: Sparsifier, run: Run, feed: Feed, share: float = SHARE) -> nn.Module:
     """Search for a share of ``search_steps`` and return the slim network."""
     steps = round(share * run.course.search_steps)
     hyper = hyperize(run.dense, run.example)

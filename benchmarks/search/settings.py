@@ -15,6 +15,7 @@ TARGETS = (0.7, 0.5, 0.3, 0.15)
 SEEDS = (0, 1, 2)
 CHOOSING_SEED = SEEDS[0]  # a method with variants runs them all under this seed; the others take the one that won
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+SHARE = 0.5  # of the steps that a method may prune in, what a search takes unless its name says otherwise
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "ResNet-20": resnet20,
@@ -32,7 +33,7 @@ class Course:
 
     Attributes:
         dense_steps: optimiser steps from scratch, once per seed.
-        search_steps: of every row's steps after that, how many a method may prune in.
+        search_steps: of every row's steps after that, how many a method may prune in at most.
         recovery_steps: the rest.
         dense_lr: peak learning rate from scratch.
         lr: peak learning rate of every row.

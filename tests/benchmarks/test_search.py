@@ -23,7 +23,7 @@ from benchmarks.search import report, rows, settings, theirs, training
 from benchmarks.search.methods import DENSE, METHODS
 from benchmarks.search.results import Results
 from benchmarks.search.rows import Key, keys, run_row
-from benchmarks.search.settings import NETWORKS, PRESETS
+from benchmarks.search.settings import NETWORKS, PRESETS, SHARE
 from benchmarks.search.training import Feed, Run
 
 COURSE = PRESETS["tiny"]["ResNet-8"]
@@ -104,6 +104,7 @@ def watched(cifar: Cifar) -> Watched:
 
 # Each differs from another one by its sparsifier or importance alone.
 ALIKE = {"unbalanced", "l1", "group", "hard", "magnitude", "taylor", "uniform", "random-channels", "tp-bn-scale"}
+ALIKE |= {"unbalanced-long", "uniform-long"}
 
 
 def methods(*without: str) -> pytest.MarkDecorator:
@@ -119,7 +120,7 @@ def _marked(name: str) -> Any:
 def test_every_method_takes_the_same_steps(method: str, watched: Watched) -> None:
     row, watch = watched(method)
     assert row["steps"] == COURSE.steps
-    share = {"half": 0.5, "quarter": 0.25}.get(method, 1.0)
+    share = 1.0 if "long" in method or method.startswith("tp-") else 0.25 if "short" in method else SHARE
     assert row["steps_before_cut"] in (0, share * COURSE.search_steps)
     assert len(watch.brightest) >= COURSE.steps
 

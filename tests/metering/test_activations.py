@@ -12,14 +12,15 @@ from hyperprune.errors import BudgetError
 from hyperprune.memory import forward_peak
 from hyperprune.metering import measure_activations, priced, record
 from hyperprune.metering.networks import Tailor
-from hyperprune.trace import ExampleInputs
-from hyperprune.verify import run_eval
+from hyperprune.verify import eval_mode
 from tests.budget_networks import NETWORKS, activations, hyperized
 from tests.models import SMALL, Net, assert_same, count, random_half, searched, small, snapshot
 
 
+@torch.no_grad()
 def recorded_peak(network: nn.Module, x: Tensor) -> int:
-    storages = record(lambda: run_eval(network, ExampleInputs.of(x)), [*network.parameters(), *network.buffers(), x])
+    with eval_mode(network):
+        storages = record(lambda: network(x), [*network.parameters(), *network.buffers(), x])
     calls = range(max(s.died for s in storages) + 1)
     return max(sum(s.bytes for s in storages if s.born <= call < s.died) for call in calls)
 
