@@ -32,5 +32,6 @@ REMEDIES = {
     INEXACT: _SIZE,
     RANDOM: "draw one number for all channels, in a shape with a 1 where they lie",
     FIXED: "make the buffer an nn.Parameter with requires_grad=False",
+    ALONE: 'of attention, whose number of heads stands in forward(), hyperize(..., attention="width") thins the heads',
     KEPT: "take the layer out of keep, or name it in only",
 }

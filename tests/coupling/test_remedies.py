@@ -100,6 +100,20 @@ def scaled_by_hand(model: Between, x: Tensor) -> Tensor:
     return x * sum(1 / 8 for _ in range(len(model.stem.weight)))
 
 
+class TwoHeads(nn.Module):
+    """Attention of two heads, a number in its code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(*sizes) for sizes in ((3, 8), (3, 8), (3, 8), (8, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return two channels for each token."""
+        tokens = x.flatten(2).mT
+        q, k, v = (part(tokens).unflatten(-1, (2, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 ARANGE, MIXING, BLUR = torch.arange(8.0).view(1, 8, 1, 1), torch.eye(8)[:, :, None, None], torch.ones(8, 1, 1, 1)
 hyperized = partial(hyperize, example_inputs=EXAMPLE)
 CASES: dict[str, tuple[Callable[[], CouplingMap], Callable[[], CouplingMap]]] = {
@@ -122,6 +136,10 @@ CASES: dict[str, tuple[Callable[[], CouplingMap], Callable[[], CouplingMap]]] = 
     reasons.SIZE_IN_FORWARD: (
         lambda: hyperized(with_buffer(sized_by_hand, BLUR)).coupling,
         lambda: hyperized(with_buffer(sized_by_shape, BLUR)).coupling,
+    ),
+    reasons.ALONE: (
+        lambda: hyperized(TwoHeads()).coupling,
+        lambda: hyperized(TwoHeads(), attention="width").coupling,
     ),
     reasons.KEPT: (
         lambda: hyperized(Between(as_it_is), keep=["stem"]).coupling,
