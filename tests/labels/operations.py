@@ -1278,6 +1278,20 @@ PRODUCTS = [
         TOKENS,
     ),
     Row(
+        "learned queries read the channels of tokens",
+        lambda: {**flat()(), "queries": table(2, 4)},
+        lambda net, x: net.out(((net.queries @ net.a(x).mT) * 0.5).softmax(-1) @ net.a(x)),
+        {"a": "abcd", "queries": "abcd"},
+        TOKENS,
+    ),
+    Row(
+        "a bare parameter mixes tokens within each channel",
+        lambda: {**flat()(), "mix": table(6, 5)},
+        lambda net, x: net.out((net.mix @ net.a(x)).relu()),
+        {"a": "abcd"},
+        TOKENS,
+    ),
+    Row(
         "einsum of weights per token and tokens passes their channels",
         lambda: {**flat()(), "score": nn.Linear(4, 1)},
         lambda net, x: net.out(torch.einsum("bn,bnd->bd", _shares(net.score, net.a(x)), net.a(x))),

@@ -11,7 +11,7 @@ from hyperprune.labels.arrays import compact, extent, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import TensorRef, Turned
 from hyperprune.labels.products import gate_product, line
-from hyperprune.labels.reasons import COMPUTED, INDEXED, PRODUCT
+from hyperprune.labels.reasons import COMPUTED, INDEXED, POSITIONS, PRODUCT
 from hyperprune.labels.registry import rule
 
 
@@ -51,6 +51,12 @@ def product(call: Call) -> Any:
     left, right = (call.arg(name) for name in _operands(call))
     if isinstance(right, TensorRef) and len(right.shape) == 2 and right.is_parameter:
         return _linear_with(call, left, right)
+    if isinstance(left, TensorRef) and len(left.shape) == 2 and left.is_parameter:
+        tokens = call.labels(right)
+        if varying_axes(tokens) == [tokens.ndim - 2]:
+            return _queried(call, left, tokens)
+        if varying_axes(tokens) == [tokens.ndim - 1]:
+            return _mixed(call, left, tokens)
     a, b = call.labels(left), call.labels(right)
     heads = _heads(call, [a, b])
     macs = prod(call.shape) * a.shape[-1]
@@ -71,6 +77,21 @@ def product(call: Call) -> Any:
         return _passes(call, a, -2)
     _count(call, (left, right), macs)
     return call.give_up(PRODUCT)
+
+
+def _mixed(call: Call, matrix: TensorRef, tokens: Tensor) -> Tensor:
+    """A bare parameter mixes tokens (``matrix @ x``): channels pass, each by itself."""
+    call.applied_to_each(matrix, prod(call.shape) // matrix.shape[0], tokens)
+    for axis in (0, 1):
+        call.freeze(call.axis(matrix, axis), POSITIONS)
+    return call.along(call.channels(tokens, -1), -1)
+
+
+def _queried(call: Call, queries: TensorRef, x: Tensor) -> Any:
+    """Learned queries read the channels of tokens (``queries @ x.mT``); how many there are stays."""
+    _linear(call, x, queries, reads=1, summed=-2, made=-2)
+    call.freeze(call.axis(queries, 0), POSITIONS)
+    return call.pinned(POSITIONS)
 
 
 @rule("baddbmm")
