@@ -17,6 +17,7 @@ from hyperprune.plots.canvas import BLUE, GREEN, GUIDE, ORANGE, PURPLE, SKY, VER
 
 STYLES: dict[str, dict[str, Any]] = {
     DEFAULT: {"color": BLUE, "marker": "o", "linewidth": 2.2},
+    "fisher-long": {"color": BLUE, "marker": ".", "linestyle": ":"},
     "l1": {"color": VERMILION, "marker": "s"},
     "group": {"color": GREEN, "marker": "^"},
     "binary": {"color": PURPLE, "marker": "D"},
