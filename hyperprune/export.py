@@ -21,6 +21,9 @@ from hyperprune.search import search_of
 from hyperprune.verify import Proof, full_precision
 
 
+AMPLIFIED = 1e-3  # a relative error in float32 up to which a proof in float64 will do
+
+
 def export_pruned(hyper: HyperModel, *, tolerance: float | None = None) -> nn.Module:
     """Return the slim network: the user's own class, plain layers, dead channels gone, latents folded in.
 
@@ -29,7 +32,8 @@ def export_pruned(hyper: HyperModel, *, tolerance: float | None = None) -> nn.Mo
 
     Args:
         tolerance: bound on the relative error; by default 1e-4 for float32, 1e-10 for float64, more for
-            half precision (``ROUNDING`` in ``hyperprune/verify.py``).
+            half precision (``ROUNDING`` in ``hyperprune/verify.py``). A network that amplifies rounding beyond that,
+            to 1e-3 at most, is proved in float64 instead, with a warning; not if a tolerance is given.
 
     Raises:
         ModelError: ``hyper`` is a plain module, has no values, has a layer replaced since, or is an average (EMA) over
@@ -71,11 +75,25 @@ def export_with_proof(hyper: HyperModel, *, tolerance: float | None = None) -> t
             "A size in forward() does not follow the channels; keep= can hold the layer in question."
         ) from error
     if not proof.holds:
-        raise ProofError(
-            f"the slim {type(slim).__name__} does not equal the searched network: {proof}. Nothing was exported. "
-            + (_OF_ROUNDING if _is_rounding(hyper) else _OF_SIZES)
-        )
+        proof = _settled_finely(hyper, slim, proof, may_pass=tolerance is None)
     return slim, proof
+
+
+def _settled_finely(hyper: HyperModel, slim: nn.Module, proof: Proof, *, may_pass: bool) -> Proof:
+    """Return a proof in float64 in place of one that fails by rounding alone; whatever else fails is an error."""
+    finely = proof_in_float64(hyper)
+    is_rounding = finely is not None and finely.holds
+    if finely is not None and is_rounding and may_pass and proof.relative_error <= AMPLIFIED:
+        warnings.warn(
+            f"the network amplifies rounding: the slim {type(slim).__name__} and the searched network are equal in "
+            f"float64 ({finely}), but not in their own type ({proof}).",
+            stacklevel=5,
+        )
+        return finely
+    raise ProofError(
+        f"the slim {type(slim).__name__} does not equal the searched network: {proof}. Nothing was exported. "
+        + (_OF_ROUNDING if is_rounding else _OF_SIZES)
+    )
 
 
 _OF_SIZES = (
@@ -87,11 +105,6 @@ _OF_ROUNDING = (
     "export_pruned(copy.deepcopy(hyper).double()).float() is the same slim network with a proof in float64; or pass a "
     "larger tolerance=."
 )
-
-
-def _is_rounding(hyper: HyperModel) -> bool:
-    finely = proof_in_float64(hyper)
-    return finely is not None and finely.holds
 
 
 def _require_known_mask(hyper: HyperModel) -> None:
@@ -118,7 +131,7 @@ def _warn_of_an_unmet_budget(hyper: HyperModel) -> None:
             else f"The budget is met at the search's last step, and this one stands at step {search.step_count} of "
             f"{search.steps}: each search.step() is one optimiser step."
         )
-        warnings.warn(f"the network that is exported has {unmet}. {why}", stacklevel=4)
+        warnings.warn(f"the network that is exported has {unmet}. {why}", stacklevel=5)
 
 
 def _warn_of_an_old_copy(hyper: HyperModel) -> None:
@@ -129,7 +142,7 @@ def _warn_of_an_old_copy(hyper: HyperModel) -> None:
         warnings.warn(
             f"the network that is exported has {unmet}, which its latest search was asked for. A copy or an average "
             "(EMA) is to be updated after search.step(), the last one too, so that it takes over what was removed.",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

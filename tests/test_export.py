@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from hyperprune import DHP, Budget, Distillation, Lean, Search, export_pruned, hyperize, prune, save_pruned
+from hyperprune import DHP, Budget, Distillation, HyperModel, Lean, Search, export_pruned, hyperize, prune, save_pruned
 from hyperprune.cost import CostModel
 from hyperprune.errors import BudgetError, FileError, ModelError, ProofError, SavingError
 from hyperprune.export import export_with_proof
@@ -158,17 +158,38 @@ def tampered(self: Forgetful, memo: dict[int, Any]) -> Forgetful:
 
 
 class Amplifier(nn.Module):
-    """Makes errors of rounding as large as what it computes."""
+    """Multiplies errors of rounding."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.sin(1e5 * x)
+        return torch.sin(self.factor * x)
+
+
+def amplifying(factor: float) -> HyperModel:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8), Amplifier(factor))
+    hyper = hyperize(model, torch.randn(4, 16))
+    hyper.bank.remove_(torch.arange(64) % 2 == 0)
+    return hyper
+
+
+def test_a_little_rounding_that_a_network_amplifies_is_settled_in_float64() -> None:
+    hyper = amplifying(1e4)
+    with pytest.warns(UserWarning, match=r"amplifies rounding: .* equal in float64 .* > 1e-04") as caught:
+        slim = export_pruned(hyper)
+    assert (slim[0].out_features, slim[0].weight.dtype) == (32, torch.float32)
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(UserWarning, match="amplifies rounding"):
+        assert export_with_proof(hyper)[1].tolerance == 1e-10
+    with pytest.raises(ProofError, match="this is rounding"):
+        export_pruned(hyper, tolerance=1e-4)
 
 
 def test_rounding_that_a_network_amplifies_is_told_from_a_difference() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8), Amplifier())
-    hyper = hyperize(model, torch.randn(4, 16))
-    hyper.bank.remove_(torch.arange(64) % 2 == 0)
+    hyper = amplifying(1e6)
     with pytest.raises(ProofError, match=r"this is rounding.*\(copy.deepcopy\(hyper\).double\(\)\).float\(\)"):
         export_pruned(hyper)
     slim = export_pruned(copy.deepcopy(hyper).double()).float()
