@@ -114,8 +114,18 @@ def is_right_factor(node: torch.fx.Node) -> bool:
 
 def has_twins(node: torch.fx.Node) -> bool:
     """Say whether the module that makes a call makes another one to the same function with the same numbers."""
+    return any(other.args[1:] == node.args[1:] for other in _kin(node))
+
+
+def shares_sizes(node: torch.fx.Node) -> bool:
+    """Say whether the module that cuts a tensor into parts of given sizes cuts another one into parts as large."""
+    return any(not set(node.args[1]).isdisjoint(other.args[1]) for other in _kin(node))
+
+
+def _kin(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """Return the other calls to the same function by the same module."""
     others = (other for other in node.graph.nodes if other is not node and other.target == node.target)
-    return any(other.args[1:] == node.args[1:] and owner(other) == owner(node) for other in others)
+    return [other for other in others if owner(other) == owner(node)]
 
 
 def is_all_of_its_layer(node: torch.fx.Node, made: torch.fx.Node) -> bool:

@@ -199,18 +199,20 @@ def with_firm_attributes(
 
 
 def _ways_to_spare(names: Mapping[str, bool]) -> Iterator[list[str]]:
-    """Yield attributes to spare: those that equal a size by chance, with each other one, then all; then without them.
+    """Yield attributes to spare: those that equal a size by chance, also with each other one; then without; then all.
 
     Example:
         >>> list(_ways_to_spare({"heads": False, "buckets": True}))
-        [['buckets', 'heads'], ['heads'], ['heads', 'buckets']]
+        [['buckets'], ['buckets', 'heads'], ['heads'], ['heads', 'buckets']]
         >>> list(_ways_to_spare({}))
         []
     """
     chance, others = ([name for name in names if names[name] == doubted] for doubted in (True, False))
+    if chance:
+        yield chance
     for first in [chance, []] if chance else [[]]:
         yield from ([*first, name] for name in others[:MOST_WAYS])
-    if len(names) > 1 or chance:
+    if len(names) > 1:
         yield list(names)
 
 

@@ -287,3 +287,59 @@ class Windows(nn.Module):
 def test_outputs_stay_bit_equal_behind_axes_of_length_one() -> None:
     model, x = Windows(), torch.randn(49, 1, 8)
     assert torch.equal(hyperize(model, x)(x), model(x))
+
+
+class ToAPart(nn.Module):
+    """Attention to a part of the channels (SHViT): its values are as many as that part, by one attribute."""
+
+    def __init__(self, width: int, keys: int, part: int) -> None:
+        super().__init__()
+        self.dim, self.qk_dim, self.pdim, self.scale = width, keys, part, keys**-0.5
+        self.norm, self.qkv = nn.GroupNorm(1, part), nn.Conv2d(part, 2 * keys + part, 1)
+        self.proj = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, rest = torch.split(x, [self.pdim, self.dim - self.pdim], dim=1)
+        q, k, v = torch.split(self.qkv(self.norm(first)), [self.qk_dim, self.qk_dim, self.pdim], dim=1)
+        scores = (q.flatten(2).mT @ k.flatten(2)) * self.scale
+        first = (v.flatten(2) @ scores.softmax(-1).mT).reshape(len(x), self.pdim, *x.shape[2:])
+        return self.proj(torch.cat([first, rest], 1))
+
+
+def test_values_as_many_as_the_part_of_the_channels_that_is_cut_off() -> None:
+    torch.manual_seed(0)
+    blocks = Residual(ToAPart(32, 8, 12), ToAPart(32, 8, 12))
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), blocks, nn.Conv2d(32, 4, 1))
+    hyper = hyperize(model, torch.randn(2, 3, 8, 8))
+    assert {group.name: group.size for group in hyper.coupling.groups} == {
+        "0": 12, "0#2": 20, "1.parts.0.qkv": 8, "1.parts.1.qkv": 8,
+    }  # fmt: skip
+    assert [frozen.layer for frozen in hyper.coupling.frozen] == ["2"]
+    hyper.bank.keep_(torch.arange(hyper.coupling.units) % 3 > 0)
+    slim = export_pruned(hyper)
+    assert (slim[1].parts[0].pdim, slim[1].parts[0].qk_dim) == (8, 5) and slim[1].parts[0].dim == slim[0].out_channels
+
+
+class AsManyHeadsAsKeys(nn.Module):
+    """Queries, keys and values lie in one axis, by a number that equals the number of heads (CPUBone)."""
+
+    def __init__(self, width: int, heads: int, head: int) -> None:
+        super().__init__()
+        self.num_heads, self.num_keys, self.head_dim, self.inner = heads, 3, head, heads * head
+        self.qkv, self.proj = nn.Conv2d(width, 3 * self.inner, 1), nn.Conv2d(self.inner, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        qkv = self.qkv(x).reshape(b, self.num_heads, self.num_keys * self.head_dim, h * w).permute(0, 1, 3, 2)
+        q, k, v = qkv.chunk(3, dim=3)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).permute(0, 1, 3, 2).reshape(b, self.inner, h, w))
+
+
+def test_three_heads_are_told_from_queries_keys_and_values() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), Residual(AsManyHeadsAsKeys(8, 3, 5)), nn.Conv2d(8, 4, 1))
+    hyper = hyperize(model, torch.randn(2, 3, 6, 6))
+    assert [(group.name, group.size) for group in hyper.coupling.groups] == [("0", 8), ("1.parts.0.qkv", 3)]
+    hyper.bank.remove_(torch.arange(11) == 8)
+    slim = export_pruned(hyper)
+    assert (slim[1].parts[0].num_heads, slim[1].parts[0].num_keys, slim[1].parts[0].inner) == (2, 3, 10)

@@ -11,7 +11,7 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, extent, varies
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import Rows
-from hyperprune.labels.lookahead import has_twins
+from hyperprune.labels.lookahead import has_twins, shares_sizes
 from hyperprune.labels.reasons import SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
 
@@ -59,14 +59,15 @@ def given_parts(call: Call) -> Any:
     """Sizes written into the call follow their parts, where the module holds them in an attribute.
 
     One attribute cannot follow two parts: if that is what fails, parts of one size lose the same positions; or else
-    whatever the module cuts alike (distillation blocks, which split what each of their layers makes).
+    whatever the module cuts alike (distillation blocks, which split what each of their layers makes), or whatever
+    it gives one size to (attention to a part of the channels, whose values are as many as that part).
     """
     x, axis, parts, made = _parts(call)
     if not varies(x, axis):
         return made
     sizes = tuple(part.shape[axis] for part in parts)
     first = dict(zip(reversed(sizes), reversed(parts), strict=True))
-    options = ["equal parts alike"] * (len(first) < len(parts)) + ["as others"] * has_twins(call.node)
+    options = ["equal parts alike"] * (len(first) < len(parts)) + _in_the_module(call)
     reading = call.choose("sizes that can be set", *options)
     if reading == "freeze":
         call.freeze(x, SIZE_IN_FORWARD)
@@ -77,8 +78,16 @@ def given_parts(call: Call) -> Any:
     if reading == "as others":
         for other in call.cut_alike(sizes)[:1]:
             call.tie(other, extent(x, axis)[:, 0])
+    if reading == "sizes alike":
+        for part in parts:
+            call.tie_alike(extent(part, axis)[:, 0])
     call.sized(extent(x, axis), *[extent(part, axis) for part in parts], parts=sizes)
     return made
+
+
+def _in_the_module(call: Call) -> list[str]:
+    """Return how a call may be read with others of its module that are given the same sizes, or some of them."""
+    return ["as others"] if has_twins(call.node) else ["sizes alike"] if shares_sizes(call.node) else []
 
 
 @rule("unbind")
