@@ -20,7 +20,6 @@ from hyperprune.schedule import Schedule
 from hyperprune.search import search_of
 from hyperprune.verify import Proof, full_precision
 
-
 AMPLIFIED = 1e-3  # a relative error in float32 up to which a proof in float64 will do
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from hyperprune.coupling import CouplingMap, Site
 from hyperprune.generators.gate import gated
 from hyperprune.generators.inputs import lighten_
+from hyperprune.generators.recurrent import ask_anew_, note_weights_
 from hyperprune.latents import LatentBank, select
 
 
@@ -125,6 +126,7 @@ def attach(model: nn.Module, bank: LatentBank, coupling: CouplingMap, generator:
             for original in module.parametrizations[name].parameters(recurse=False):  # type: ignore[index,union-attr]
                 vars(original).update(vars(weight))  # attributes such as no_decay
             lighten_(module, weight)
+            ask_anew_(module)
 
 
 def is_generated(module: nn.Module) -> bool:
@@ -171,6 +173,7 @@ def _detach(module: nn.Module, value: Callable[[parametrize.ParametrizationList]
     present = {**module._parameters, **values}
     module._parameters.clear()
     module._parameters.update({name: present.pop(name) for name in [*order, *present] if name in present})
+    note_weights_(module)
 
 
 @torch.no_grad()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import cast
 
 import torch
 import torch.fx
@@ -119,7 +120,8 @@ def has_twins(node: torch.fx.Node) -> bool:
 
 def shares_sizes(node: torch.fx.Node) -> bool:
     """Say whether the module that cuts a tensor into parts of given sizes cuts another one into parts as large."""
-    return any(not set(node.args[1]).isdisjoint(other.args[1]) for other in _kin(node))
+    sizes, *others = (cast(Sequence[int], call.args[1]) for call in (node, *_kin(node)))
+    return any(not set(sizes).isdisjoint(other) for other in others)
 
 
 def _kin(node: torch.fx.Node) -> list[torch.fx.Node]:

@@ -22,6 +22,7 @@ PRODUCT = "meets a product between activations that is not attention by heads"
 INDEXED = "is picked by an index, which would name other channels in a slim network"
 KEPT = "is kept by the user"
 POSITIONS = "mixes positions, which are not channels"
+RECURRENT = "meets the units of a recurrent layer, which stay"
 TOO_LARGE = "is used element by element and too large to label"
 
 _SIZE = "let forward() take sizes from what it meets, such as x.shape[1] or self.conv.out_channels"

@@ -107,10 +107,21 @@ def adjust_transformers_(model: nn.Module) -> None:
             module.use_nested_tensor = False
 
 
+def _recurrent(layer: Any) -> None:
+    layer.input_size = layer.weight_ih_l0.shape[1]
+    layer._init_flat_weights()
+
+
+def _recurrent_cell(layer: Any) -> None:
+    layer.input_size = layer.weight_ih.shape[1]
+
+
 _TABLE: dict[type[nn.Module], Callable[[Any], None]] = {
     nn.Linear: _linear,
     _NormBase: _norm,
     nn.PReLU: _prelu,
     nn.LayerNorm: _layer_norm,
     nn.RMSNorm: _layer_norm,
+    nn.RNNBase: _recurrent,
+    nn.RNNCellBase: _recurrent_cell,
 }

@@ -1637,8 +1637,73 @@ UNKNOWN = [
     Row("a function of each number that has no rule", one(), through(lambda a: torch.lgamma(a.abs() + 1)), NOTHING),
 ]
 
+
+def recurrent(kind: Callable[..., nn.Module], reads: int = 4, **options: Any) -> Callable[[], dict[str, Any]]:
+    """``a`` makes features, ``rnn`` reads them, ``out`` reads its 5 units."""
+    return lambda: {"a": nn.Linear(3, 4), "rnn": kind(reads, 5, **options), "out": nn.Linear(5, 2)}
+
+
+RECURRENT = [
+    Row("lstm", recurrent(nn.LSTM), lambda net, x: net.out(net.rnn(net.a(x))[0]), APART, TOKENS),
+    Row(
+        "lstm in two layers and both directions",
+        lambda: {**recurrent(nn.LSTM, num_layers=2, bidirectional=True)(), "out": nn.Linear(10, 2)},
+        lambda net, x: net.out(net.rnn(net.a(x))[0]),
+        APART,
+        TOKENS,
+    ),
+    Row(
+        "lstm of a projected state",
+        lambda: {**recurrent(nn.LSTM, proj_size=3, bias=False)(), "out": nn.Linear(3, 2)},
+        lambda net, x: net.out(net.rnn(net.a(x))[0]),
+        APART,
+        TOKENS,
+    ),
+    Row("gru", recurrent(nn.GRU), lambda net, x: net.out(net.rnn(net.a(x))[1][0]), APART, TOKENS),
+    Row("rnn", recurrent(nn.RNN), lambda net, x: net.out(net.rnn(net.a(x))[0]), APART, TOKENS),
+    Row(
+        "rnn with relu",
+        recurrent(nn.RNN, nonlinearity="relu"),
+        lambda net, x: net.out(net.rnn(net.a(x))[0]),
+        APART,
+        TOKENS,
+    ),
+    Row(
+        "a state that a layer makes stays",
+        lambda: {**recurrent(nn.GRU)(), "b": nn.Linear(3, 5)},
+        lambda net, x: net.out(net.rnn(net.a(x), net.b(x[:, :1]).transpose(0, 1))[0]),
+        {"a": "abcd"},
+        (2, 2, 3),
+    ),
+    Row(
+        "a cell's weight computed in forward keeps what it reads",
+        recurrent(nn.GRUCell),
+        lambda net, x: net.out(torch.gru_cell(net.a(x), x.new_zeros(2, 5), net.rnn.weight_ih.exp(), net.rnn.weight_hh)),
+        NOTHING,
+        (2, 3),
+    ),
+    Row("lstm cell", recurrent(nn.LSTMCell), lambda net, x: net.out(net.rnn(net.a(x))[0]), APART, (2, 3)),
+    Row("gru cell", recurrent(nn.GRUCell), lambda net, x: net.out(net.rnn(net.a(x))), APART, (2, 3)),
+    Row("rnn cell", recurrent(nn.RNNCell), lambda net, x: net.out(net.rnn(net.a(x))), APART, (2, 3)),
+    Row(
+        "rnn cell with relu",
+        recurrent(nn.RNNCell, nonlinearity="relu"),
+        lambda net, x: net.out(net.rnn(net.a(x))),
+        APART,
+        (2, 3),
+    ),
+    Row(
+        "a cell that runs over time",
+        recurrent(nn.GRUCell),
+        lambda net, x: net.out(net.rnn(net.a(x[:, 1]), net.rnn(net.a(x[:, 0])))),
+        APART,
+        TOKENS,
+    ),
+]
+
 TABLE = [
     *LAYERS,
+    *RECURRENT,
     *ELEMENTWISE,
     *PASSED_THROUGH,
     *DRAWN,

@@ -317,7 +317,8 @@ def test_values_as_many_as_the_part_of_the_channels_that_is_cut_off() -> None:
     assert [frozen.layer for frozen in hyper.coupling.frozen] == ["2"]
     hyper.bank.keep_(torch.arange(hyper.coupling.units) % 3 > 0)
     slim = export_pruned(hyper)
-    assert (slim[1].parts[0].pdim, slim[1].parts[0].qk_dim) == (8, 5) and slim[1].parts[0].dim == slim[0].out_channels
+    assert (slim[1].parts[0].pdim, slim[1].parts[0].qk_dim) == (8, 5)
+    assert slim[1].parts[0].dim == slim[0].out_channels
 
 
 class AsManyHeadsAsKeys(nn.Module):
