@@ -84,8 +84,8 @@ def _settled_finely(hyper: HyperModel, slim: nn.Module, proof: Proof, *, may_pas
     is_rounding = finely is not None and finely.holds
     if finely is not None and is_rounding and may_pass and proof.relative_error <= AMPLIFIED:
         warnings.warn(
-            f"the network amplifies rounding: the slim {type(slim).__name__} and the searched network are equal in "
-            f"float64 ({finely}), but not in their own type ({proof}).",
+            f"the network amplifies rounding: carved and run in float64, the slim {type(slim).__name__} equals the "
+            f"searched network ({finely}), but not in their own type ({proof}).",
             stacklevel=5,
         )
         return finely

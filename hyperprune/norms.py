@@ -113,23 +113,15 @@ class LivingNorm(Living):
         return (total / count).to(x.dtype).expand(split.shape).flatten(axis, axis + 1)
 
 
-class LivingLength(Living):
-    """Forward pre-hook of a unit norm: shows it the living channels, the others as zero."""
+class LivingAlone(Living):
+    """Forward pre-hook of a unit norm or a response norm: shows it the living channels, the others as zero."""
 
     def shown(self, x: Tensor) -> Tensor:
         """Return the living channels, the others as zero."""
         return x * self.along(x, self.mask())
 
     def too_large(self) -> Tensor:
-        """Return 1."""
-        return torch.ones_like(scale(self.mask()))
-
-
-class LivingResponse(LivingLength):
-    """Forward pre-hook of a response norm: shows it the same."""
-
-    def too_large(self) -> Tensor:
-        """Return s squared, C / n."""
+        """Return s squared, C / n: of a response norm; what a unit norm makes has the right size."""
         return scale(self.mask()).square()
 
 
@@ -203,7 +195,10 @@ def attach_norms(model: nn.Module, bank: LatentBank, coupling: CouplingMap) -> n
     hooks = nn.ModuleList()
     for norm in coupling.norms:
         statistics, module = _living(bank, norm), model.get_submodule(norm.module)
-        if name := norm.weight.rpartition(".")[2]:
+        name = norm.weight.rpartition(".")[2]
+        if norm.kind == "unit":
+            module.register_forward_pre_hook(statistics, prepend=True, with_kwargs=True)
+        elif name:
             _attach(module, name, NormWeight(statistics, norm.offset), statistics)
         else:
             module.register_forward_pre_hook(statistics, prepend=True, with_kwargs=True)
@@ -219,8 +214,9 @@ def attach_norms(model: nn.Module, bank: LatentBank, coupling: CouplingMap) -> n
 
 
 def _living(bank: LatentBank, norm: Norm) -> Living:
-    kinds = {"unit": LivingLength, "response": LivingResponse}
-    return kinds[norm.kind](bank, norm.units, norm.axis) if norm.kind in kinds else LivingNorm(bank, norm)
+    if norm.kind in ("unit", "response"):
+        return LivingAlone(bank, norm.units, norm.axis)
+    return LivingNorm(bank, norm)
 
 
 def _attach(module: nn.Module, name: str, made: Generated, living: Living) -> None:

@@ -29,7 +29,7 @@ from hyperprune.errors import InputsError, TraceError
 from hyperprune.regions import join_regions_
 from hyperprune.writes import settle_writes_
 
-_SLICE = re.compile(r"(?P<container>.*?)\.?slice\((?P<bounds>[^)]*)\)(?:\.(?P<at>\d+))?(?P<rest>.*)")
+_STEP = re.compile(r"slice\((?P<bounds>[^)]*)\)|(?P<name>[^.]+)")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 STAND_IN = 16  # for a size that depends on values: what is left of it behind a kernel of 7 is still a size
 _BRANCHES = (
@@ -422,12 +422,19 @@ def _settle_paths_(graph: torch.fx.Graph, model: nn.Module) -> None:
 
 
 def _named(path: str, model: nn.Module) -> str:
-    while found := _SLICE.match(path):
-        bounds = [None if bound == "None" else int(bound) for bound in found["bounds"].split(", ")]
-        children = list(model.get_submodule(found["container"])._modules)[slice(*bounds)]
-        child = [children[int(found["at"])]] if found["at"] else []
-        path = ".".join([*filter(None, [found["container"]]), *child]) + found["rest"]
-    return path
+    """Return a path without slices: those of a list number their layers anew, those of ``nn.Sequential`` do not."""
+    names: list[str] = []
+    whole, children = model, model._modules
+    for step in _STEP.finditer(path):
+        if step["bounds"]:
+            bounds = (None if bound == "None" else int(bound) for bound in step["bounds"].split(", "))
+            part = list(children.items())[slice(*bounds)]
+            renumbered = {str(at): child for at, (_, child) in enumerate(part)}
+            children = dict(part) if isinstance(whole, nn.Sequential) else renumbered
+        elif (child := children[step["name"]]) is not None:
+            names.append(next(name for name, other in whole._modules.items() if other is child))
+            whole, children = child, child._modules
+    return ".".join(names)
 
 
 def _drop_idle_(graph: torch.fx.Graph) -> None:

@@ -178,7 +178,7 @@ def amplifying(factor: float) -> HyperModel:
 
 def test_a_little_rounding_that_a_network_amplifies_is_settled_in_float64() -> None:
     hyper = amplifying(1e4)
-    with pytest.warns(UserWarning, match=r"amplifies rounding: .* equal in float64 .* > 1e-04") as caught:
+    with pytest.warns(UserWarning, match=r"amplifies rounding: .* in float64, .* equals .* > 1e-04") as caught:
         slim = export_pruned(hyper)
     assert (slim[0].out_features, slim[0].weight.dtype) == (32, torch.float32)
     assert [warning.filename for warning in caught] == [__file__]

@@ -451,3 +451,45 @@ def test_a_written_out_norm_over_the_last_axis_serves_inputs_of_any_rank(weight:
     for shape in ((5, 8), (2, 5, 8), (3, 2, 12, 8)):
         x = torch.randn(shape)
         torch.testing.assert_close(slim(x), hyper(x))
+
+
+class ByLength(nn.Module):
+    """A unit norm times a table."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.rand(width) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(x, dim=-1) * self.table
+
+
+def test_a_norm_by_the_length_may_be_scaled_by_a_buffer() -> None:
+    hyper = hyperize(nn.Sequential(nn.Linear(3, 8), ByLength(8), nn.Linear(8, 2)), torch.randn(4, 3))
+    hyper.bank.remove_(torch.arange(8) < 3)
+    assert export_pruned(hyper)[1].table.shape == (5,)
+
+
+def test_a_norm_that_a_buffer_scales_keeps_its_channels() -> None:
+    """Only a parameter can be divided while channels die: such an export would have failed after the search."""
+
+    class ByMeanSquare(ByLength):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.table
+
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), ByMeanSquare(8), nn.Linear(8, 2))
+    hyper = hyperize(model, torch.randn(4, 3))
+    assert [group.name for group in hyper.coupling.groups] == ["0"]
+    hyper.bank.remove_(torch.arange(8) < 3)
+    assert export_pruned(hyper)[0].out_features == 5
+
+
+def test_a_layer_norm_whose_weight_is_a_buffer_keeps_its_channels() -> None:
+    norm = nn.LayerNorm(8)
+    weight = norm.weight.detach().clone()
+    del norm.weight
+    norm.register_buffer("weight", weight)
+    hyper = hyperize(
+        nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 8), norm, nn.Linear(8, 2)), torch.randn(4, 3)
+    )
+    assert [group.name for group in hyper.coupling.groups] == ["0"]

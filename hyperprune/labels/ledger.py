@@ -22,7 +22,7 @@ Attention = Literal["heads", "width"]
 """What attention loses: whole heads, or the same channels inside every head."""
 
 NormKind = Literal["layer", "rms", "unit", "response"]
-"""Mean and variance of all channels, or of groups; the mean square; the mean of the channels' norms over space."""
+"""Mean and variance of all channels, or of groups; the mean square; the length; the mean of the norms over space."""
 
 ELASTIC = 0
 """Label of a constant stretched along an axis: it follows whatever it meets there, and ties nothing."""

@@ -41,7 +41,7 @@ class WrittenNorm:
 
 
 def written_norm(reduction: torch.fx.Node) -> WrittenNorm | None:
-    """Return the norm that a mean or a variance is part of; None unless its layer is nothing but that norm."""
+    """Return the norm that a mean, variance or length is part of; None unless its layer is nothing but that norm."""
     x = _uncast(reduction.args[0])
     if plain_name(reduction) in LENGTHS:
         return _unit_norm(x, reduction)

@@ -330,7 +330,7 @@ def _other_products(coupling: CouplingMap, modules: Mapping[str, nn.Module], cho
 
 
 def _kinds_of_products(coupling: CouplingMap, modules: Mapping[str, nn.Module]) -> dict[type[nn.Module], list[str]]:
-    """Return the products between activations by the class that writes them; fused attention says how it scales.
+    """Return products between activations, and norms, by the class that writes them; fused attention says its scale.
 
     Norms that divide by a length are asked the same: whether the number that multiplies them follows from the width.
     """

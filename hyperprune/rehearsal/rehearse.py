@@ -110,7 +110,7 @@ def _rehearse_finely(
 
 
 def _is_read_in_two_ways(coupling: CouplingMap) -> bool:
-    """Say whether a product may or may not be scaled by its width: a norm behind it may hide which, but for rounding.
+    """Say whether a product, or a norm by a length, may be scaled by its width or not: a norm behind it may hide which.
 
     A layer norm over two channels gives nearly the same signs whatever the scale; in float64 the rest shows.
     """

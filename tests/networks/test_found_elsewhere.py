@@ -272,6 +272,29 @@ def test_layers_of_a_sliced_container_keep_their_names() -> None:
     prune(Sliced(), torch.randn(2, 3, 6, 6), Budget(macs=0.6))
 
 
+@pytest.mark.parametrize("container", [nn.Sequential, nn.ModuleList])
+def test_slices_of_containers_name_the_layers_that_run(container: type[nn.Module]) -> None:
+    """torch.export records how a slice was reached where the network holds one module under two names."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            parts = [Pairs() for _ in range(4)]
+            self.parts = container(*parts) if container is nn.Sequential else container(parts)
+            self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1)
+            self.one = self.same = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(self.first(x))
+            for part in self.parts[1:][1:]:
+                x = part(x)
+            return self.last(self.same(self.parts[:2][1](x)))
+
+    hyper = hyperize(Net(), torch.randn(2, 3, 6, 6))
+    assert {size.module for size in hyper.coupling.sizes} == {"parts.1", "parts.2", "parts.3"}
+    prune(Net(), torch.randn(2, 3, 6, 6), Budget(macs=0.6))
+
+
 class Windows(nn.Module):
     """Windows of one pixel, as einops lays them out: strides of axes of length 1 tell kernels apart (CrossFormer)."""
 
@@ -344,3 +367,39 @@ def test_three_heads_are_told_from_queries_keys_and_values() -> None:
     hyper.bank.remove_(torch.arange(11) == 8)
     slim = export_pruned(hyper)
     assert (slim[1].parts[0].num_heads, slim[1].parts[0].num_keys, slim[1].parts[0].inner) == (2, 3, 10)
+
+
+class Seeds(nn.Module):
+    """Learned queries attend to tokens (set transformers)."""
+
+    def __init__(self, *, added: bool) -> None:
+        super().__init__()
+        self.added, self.seeds = added, nn.Parameter(torch.randn(3, 8))
+        self.k, self.v, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = self.k(x)
+        pooled = (self.seeds @ keys.mT / keys.shape[-1] ** 0.5).softmax(-1) @ self.v(x)
+        return self.out(self.seeds + pooled if self.added else pooled)
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_learned_queries_whose_scores_are_divided_by_the_root_of_the_width(added: bool) -> None:
+    torch.manual_seed(0)
+    hyper = hyperize(Seeds(added=added), torch.randn(2, 5, 6))
+    assert [frozen.layer for frozen in hyper.coupling.frozen] == ["out"]
+    hyper.bank.remove_(torch.arange(hyper.coupling.units) % 3 == 0)
+    export_pruned(hyper)
+
+
+def test_a_matrix_times_a_vector_is_no_mix_of_tokens() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.weight = nn.Linear(3, 8), nn.Linear(8, 8), nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight @ self.b(self.a(x).relu()).mean((0, 1))
+
+    hyper = hyperize(Head(), torch.randn(2, 5, 3))
+    assert [group.name for group in hyper.coupling.groups] == ["a"]

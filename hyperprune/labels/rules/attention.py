@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -51,13 +51,10 @@ def product(call: Call) -> Any:
     left, right = (call.arg(name) for name in _operands(call))
     if isinstance(right, TensorRef) and len(right.shape) == 2 and right.is_parameter:
         return _linear_with(call, left, right)
-    if isinstance(left, TensorRef) and len(left.shape) == 2 and left.is_parameter:
-        tokens = call.labels(right)
-        if varying_axes(tokens) == [tokens.ndim - 2]:
-            return _queried(call, left, tokens)
-        if varying_axes(tokens) == [tokens.ndim - 1]:
-            return _mixed(call, left, tokens)
     a, b = call.labels(left), call.labels(right)
+    for matrix, tokens, axis in ((left, b, -1), (right, a, -2)):
+        if _is_matrix(matrix) and tokens.ndim > 1 and varying_axes(tokens) == [tokens.ndim + axis]:
+            return _mixed(call, matrix, tokens, axis)
     heads = _heads(call, [a, b])
     macs = prod(call.shape) * a.shape[-1]
     if heads is not None:
@@ -72,6 +69,8 @@ def product(call: Call) -> Any:
         rooted = reading == "by the root"
         if reading != "freeze" and gate_product(call, a, b, (-1, -2), rooted=rooted) is not None:
             return call.pinned(PRODUCT)
+        if reading != "freeze" and _is_matrix(left) and left.is_parameter and varying_axes(b) == [b.ndim - 2]:
+            return _queried(call, left, b)
     call.freeze(b, PRODUCT)
     if not varying_axes(b):
         return _passes(call, a, -2)
@@ -79,12 +78,16 @@ def product(call: Call) -> Any:
     return call.give_up(PRODUCT)
 
 
-def _mixed(call: Call, matrix: TensorRef, tokens: Tensor) -> Tensor:
-    """A bare parameter mixes tokens (``matrix @ x``): channels pass, each by itself."""
-    call.applied_to_each(matrix, prod(call.shape) // matrix.shape[0], tokens)
-    for axis in (0, 1):
-        call.freeze(call.axis(matrix, axis), POSITIONS)
-    return call.along(call.channels(tokens, -1), -1)
+def _is_matrix(value: Any) -> TypeGuard[TensorRef]:
+    return isinstance(value, TensorRef) and len(value.shape) == 2
+
+
+def _mixed(call: Call, matrix: TensorRef, tokens: Tensor, axis: int) -> Tensor:
+    """A matrix mixes tokens (``matrix @ x``), or nodes of a graph: channels pass along their axis, each by itself."""
+    if matrix.is_parameter:
+        call.applied_to_each(matrix, prod(call.shape) // matrix.shape[0], tokens)
+    call.freeze(matrix, POSITIONS)
+    return call.along(call.channels(tokens, axis), axis)
 
 
 def _queried(call: Call, queries: TensorRef, x: Tensor) -> Any:
@@ -126,10 +129,17 @@ def einsum(call: Call) -> Any:
         _count(call, call.arg("tensors"), macs, made)
         return call.along(made, result.index(shared[0]))
     _count(call, call.arg("tensors"), macs)
+    tables = [o for o, given in zip(operands, call.arg("tensors"), strict=True) if _is_table(given)]
+    busy = {letter: o for letter, o in busy.items() if not any(o is table for table in tables)}
     alone = [letter for letter in busy if letter in result]
     if shared or len(busy) != 1 or not alone or call.choose("each by itself") == "freeze":
         return call.give_up(PRODUCT)
     return _weighted(call, operands, busy[alone[0]], result.index(alone[0]))
+
+
+def _is_table(value: Any) -> bool:
+    """Say whether an operand is a buffer: links of a graph, weights of a window."""
+    return isinstance(value, TensorRef) and not value.is_parameter
 
 
 def _weighted(call: Call, operands: list[Tensor], busy: Tensor, made: int) -> Tensor:

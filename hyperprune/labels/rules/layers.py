@@ -220,7 +220,7 @@ def _mixing_norm(
     if entering is not None and entering.shape == x.shape and call.is_table(entering):
         entering = call.settled(entering, axis)
     varying = [] if entering is None else varying_axes(entering)
-    if not (bare or call.owns(weight)) or entering is None or len(varying) != 1:
+    if not (bare or (call.owns(weight) and weight.is_parameter)) or entering is None or len(varying) != 1:
         return call.give_up(MIXED_NORM)
     line = call.channels(entering, varying[0])
     if not torch.equal(line, channels):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hyperprune.labels.arrays import compact, named_axes, varies, varying_axes
 from hyperprune.labels.call import Call
-from hyperprune.labels.ledger import ELASTIC, NormCall
+from hyperprune.labels.ledger import ELASTIC, NormCall, TensorRef
 from hyperprune.labels.reasons import REDUCED
 from hyperprune.labels.registry import rule
 from hyperprune.labels.rules.elementwise import between
@@ -93,18 +93,19 @@ def _is_counted(call: Call, x: Tensor, axes: list[int]) -> bool:
     """
     (axis,) = varying_axes(x)
     norm = written_norm(call.node) if call.operator in NORMS else None
-    if norm is not None and norm.kind == "unit":
+    weight = None if norm is None else call.value(norm.weight)
+    firm = isinstance(weight, TensorRef) and not weight.is_parameter  # nothing divides it while searching
+    if norm is not None and norm.kind == "unit" and not firm:
         norm = _of_length(call, norm)
     spatial = axes != [axis]
     if norm is None or (spatial and (sorted(axes) != list(range(axis, x.ndim)) or norm.kind == "response")):
         return False
-    weight = call.value(norm.weight)
-    if norm.weight is not None and not call.owns(weight):
+    if norm.weight is not None and (not call.owns(weight) or (firm and norm.kind != "unit")):
         return False
     from_end = min(call.arg("dim")) < 0 if spatial else axis == x.ndim - 1
     at = axis - x.ndim if from_end else axis  # inputs may differ in rank
     name, channels = call.name_of_norm(weight), call.channels(x, axis)
-    node = call.node.name if call.operator == LENGTH else ""
+    node = call.node.name if call.operator == LENGTH and not firm else ""
     call.living_norm(NormCall(name, channels, at, kind=norm.kind, spatial=spatial, offset=norm.offset, node=node))
     return True
 
