@@ -86,6 +86,10 @@ def _gathered(x: Tensor, places: Tensor) -> Tensor:
     return torch.gather(x, 1, places.unsqueeze(-1).repeat(1, 1, x.shape[-1]))
 
 
+def _each_filtered(x: Tensor, filters: Tensor) -> Tensor:
+    return F.conv2d(x, filters, padding=1, groups=x.shape[1])
+
+
 def _with_token(token: Tensor, x: Tensor) -> Tensor:
     return torch.cat([token + torch.zeros(len(x), 1, x.shape[-1], dtype=x.dtype), x], 1)
 
@@ -232,6 +236,24 @@ LAYERS = [
         lambda: {"a": conv(3, 4), "b": conv(4, 4), "c": conv(4, 3), "out": conv(3, 2)},
         lambda net, x: net.out(net.c(F.conv2d(net.a(x), net.b.weight.tanh(), net.b.bias))),
         {"c": "abc"},
+    ),
+    Row(
+        "one filter for all channels, laid out by forward, passes them",
+        scaled(k=(1, 1, 3, 3)),
+        lambda net, x: net.out(_each_filtered(net.a(x), net.k.repeat(net.a.out_channels, 1, 1, 1))),
+        APART,
+    ),
+    Row(
+        "a filter of each channel that forward computes goes with it",
+        scaled(k=(4, 1, 3, 3)),
+        lambda net, x: net.out(_each_filtered(net.a(x), net.k.tanh())),
+        {"a": "abcd", "k": "abcd"},
+    ),
+    Row(
+        "a grouped weight computed in forward keeps what it reads",
+        scaled(k=(4, 2, 3, 3)),
+        lambda net, x: net.out(F.conv2d(net.a(x), net.k.tanh(), padding=1, groups=2)),
+        NOTHING,
     ),
     Row(
         "a linear weight computed in forward keeps what it reads",

@@ -23,11 +23,31 @@ def convolution(call: Call) -> Any:
     """Channels along weight axis 1 are read, along axis 0 made; a group goes as a whole."""
     weight = call.arg("weight")
     if not isinstance(weight, TensorRef):
-        call.costs(prod(call.shape) * prod(weight.shape[1:]))
-        return call.give_up(COMPUTED)
+        return _with_computed(call, weight)
     if isinstance(weight, Standardised) and call.arg("groups", 1) == 1:
         _living_rows(call, weight)
     return _convolve(call, weight, reads=1, writes=0, positions=prod(call.shape) // weight.shape[0])
+
+
+def _with_computed(call: Call, weight: Tensor) -> Any:
+    """A weight that ``forward`` computes stays, and so does what it reads, unless it filters each channel by itself.
+
+    One filter may serve all channels (a blur), or each has its own, which goes with it (a scale times a mask).
+    """
+    macs, axis = prod(call.shape) * prod(weight.shape[1:]), len(call.shape) - (weight.ndim - 2) - 1
+    x = call.labels(call.arg("input"))
+    if not call.arg("groups", 1) == x.shape[axis] == len(weight) or call.choose("each channel by itself") == "freeze":
+        call.costs(macs)
+        return call.give_up(COMPUTED)
+    channels = call.channels(x, axis)
+    if varies(weight, 0):
+        call.tie(call.channels(weight, 0), channels)
+    else:
+        call.freeze(weight, COMPUTED)
+    _follow(call, call.arg("bias"), channels)
+    call.sized(channels)
+    call.costs(macs, channels)
+    return call.along(channels, axis)
 
 
 def _living_rows(call: Call, weight: Standardised) -> None:
