@@ -303,7 +303,8 @@ def written(call: Call) -> Any:
     axis = call.arg("dim", 0) % whole.ndim
     if varies(whole, axis) and part.ndim == whole.ndim and call.arg("step", 1) == 1:
         return _replaced(call, whole, part, axis)
-    if varies(whole, axis) or varies(part, axis - whole.ndim + part.ndim):
+    across = axis - whole.ndim + part.ndim
+    if varies(whole, axis) or (varies(part, across) and part.shape[across] < whole.shape[axis]):
         return call.give_up(SIZE_IN_FORWARD)
     return _filled(call, whole, part)
 
