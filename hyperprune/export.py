@@ -80,19 +80,18 @@ def export_with_proof(hyper: HyperModel, *, tolerance: float | None = None) -> t
 
 def _settled_finely(hyper: HyperModel, slim: nn.Module, proof: Proof, *, may_pass: bool) -> Proof:
     """Return a proof in float64 in place of one that fails by rounding alone; whatever else fails is an error."""
+    refused = f"the slim {type(slim).__name__} does not equal the searched network: {proof}. Nothing was exported. "
     finely = proof_in_float64(hyper)
-    is_rounding = finely is not None and finely.holds
-    if finely is not None and is_rounding and may_pass and proof.relative_error <= AMPLIFIED:
-        warnings.warn(
-            f"the network amplifies rounding: carved and run in float64, the slim {type(slim).__name__} equals the "
-            f"searched network ({finely}), but not in their own type ({proof}).",
-            stacklevel=5,
-        )
-        return finely
-    raise ProofError(
-        f"the slim {type(slim).__name__} does not equal the searched network: {proof}. Nothing was exported. "
-        + (_OF_ROUNDING if is_rounding else _OF_SIZES)
+    if finely is None or not finely.holds:
+        raise ProofError(refused + _OF_SIZES)
+    if not may_pass or proof.relative_error > AMPLIFIED:
+        raise ProofError(refused + _OF_ROUNDING)
+    warnings.warn(
+        f"the network amplifies rounding: carved and run in float64, the slim {type(slim).__name__} equals the "
+        f"searched network ({finely}), but not in their own type ({proof}).",
+        stacklevel=5,
     )
+    return finely
 
 
 _OF_SIZES = (

@@ -44,7 +44,7 @@ from hyperprune.rehearsal import (
 )
 from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
-from hyperprune.tables import tables_of, to_attributes_, to_buffers_
+from hyperprune.tables import in_float64_, tables_of, to_attributes_, to_buffers_
 from hyperprune.trace import ExampleInputs, Trace, drop_caches_, is_of_libraries, trace
 from hyperprune.verify import Proof, compare, rounding, run_eval, tensors_of
 
@@ -258,7 +258,7 @@ def hyperize(
 
     coupling = _for_other_sizes(base, inputs, offered(traces), lambda other: offered((*traces, trace(base, other)[0])))
     found = replace(coupling, branches=find_branches(traces[0], coupling))
-    to_attributes_(base, tables_of(model).keys() - {site.tensor for site in coupling.sites})
+    to_attributes_(base, tables_of(model), but=[site.tensor for site in coupling.sites])
     return _assemble(base, with_spared(base, found, inputs), generator, inputs)
 
 
@@ -411,7 +411,8 @@ def _compared(hyper: HyperModel, slim: nn.Module, tolerance: float | None) -> Pr
 def proof_in_float64(hyper: HyperModel) -> Proof | None:
     """Compare copies in float64, where rounding all but vanishes; None if the network runs in its own type alone."""
     try:
-        finer = copied(hyper).double()
+        finer = copied(hyper)
+        in_float64_(finer)
         return _compared(finer, slim_copy(finer), None)
     except Exception:  # whatever the user's forward raises
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from types import CodeType
 
 from torch import Tensor, nn
@@ -13,12 +13,23 @@ from hyperprune.codes import codes_of, constructors_of, nested_in
 
 INIT = re.compile("^__init__$")
 BY_NAME = {"setattr", "__dict__", "vars"}
+SETTING = {"setattr", "update"}
+MADE_UP = {
+    "BUILD_STRING",
+    "FORMAT_VALUE",
+    "FORMAT_SIMPLE",
+    "FORMAT_WITH_SPEC",
+    "BINARY_OP",
+    "BINARY_ADD",
+    "BINARY_MODULO",
+}
 
 
 def tables_of(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors that modules hold as plain attributes, by name: set by a constructor, and by nothing else.
 
-    What other code may set is no table but a cache: names in quotes, or parts of them, may be set by ``setattr``.
+    What other code may set, or reads other than as an attribute, is no table but a cache: by ``setattr``, ``vars`` or
+    ``__dict__`` that is what it names in quotes, what holds a part of a name that it makes up, or anything.
 
     Example:
         >>> import torch
@@ -33,41 +44,58 @@ def tables_of(model: nn.Module) -> dict[str, Tensor]:
         (path, name, value)
         for path, module in model.named_modules()
         for name, value in vars(module).items()
-        if _is_table(value) and not hasattr(type(module), name)
+        if _may_be_buffer(module, name)
     ]
     if not found:
         return {}
     constructors = constructors_of(model)
     inside = [inner for code in constructors for inner in nested_in(code) if inner not in constructors]
     others = [*codes_of(model, INIT), *inside]
-    caches = {name for code in others for name in _stored(code)}
-    parts = {part for code in others if BY_NAME & set(code.co_names) for part in _words(code) or [""]}
-    tables = {name for code in constructors for name in _stored(code)} - caches
+    tables = {name for code in constructors for name in _stored(code)} - {n for code in others for n in _stored(code)}
+    by_name = [code for code in others if BY_NAME & set(code.co_names)]
     return {
         f"{path}.{name}" if path else name: value
         for path, name, value in found
-        if name in tables and not any(part in name for part in parts)
+        if name in tables and not any(_may_set(code, name) for code in by_name)
     }
 
 
-def to_buffers_(model: nn.Module, names: Collection[str]) -> nn.Module:
+def attributes_of(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Return those names that are plain attributes which could be buffers, whoever sets them."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    parts = [(name, modules.get(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in dict.fromkeys(names)]
+    return [name for name, module, own in parts if module is not None and _may_be_buffer(module, own)]
+
+
+def to_buffers_(model: nn.Module, names: Iterable[str]) -> nn.Module:
     """Make buffers of plain attributes, in place, and return the model: what is sliced must be one.
 
     They are no part of ``state_dict``, as the attributes were none.
     """
-    for name in names:
-        module, attribute = _place(model, name)
-        module.register_buffer(attribute, vars(module).pop(attribute), persistent=False)
+    for module, own in {_place(model, name): None for name in names}:
+        module.register_buffer(own, vars(module).pop(own), persistent=False)
     return model
 
 
-def to_attributes_(model: nn.Module, names: Collection[str]) -> None:
-    """Make buffers plain attributes again, in place: those take no other type by ``half()``, and may be anything."""
-    for name in names:
-        module, attribute = _place(model, name)
-        value = getattr(module, attribute)
-        delattr(module, attribute)
-        vars(module)[attribute] = value
+def to_attributes_(model: nn.Module, names: Iterable[str], but: Iterable[str]) -> None:
+    """Make buffers plain attributes again, in place: those take no other type by ``half()``, and may be anything.
+
+    Args:
+        but: what stays a buffer; a module may be known by several names.
+    """
+    firm = {_place(model, name) for name in but}
+    for module, own in {_place(model, name) for name in names} - firm:
+        value = getattr(module, own)
+        delattr(module, own)
+        vars(module)[own] = value
+
+
+def in_float64_(model: nn.Module) -> nn.Module:
+    """Bring a copy to float64, in place; plain attributes too, which ``double()`` leaves as they are."""
+    for module in model.double().modules():
+        own = vars(module)
+        own.update({name: own[name].double() for name in own if _may_be_buffer(module, name)})
+    return model
 
 
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -75,7 +103,10 @@ def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(path), attribute
 
 
-def _is_table(value: object) -> bool:
+def _may_be_buffer(module: nn.Module, name: str) -> bool:
+    value = vars(module).get(name)
+    if hasattr(type(module), name):  # torch's buffers would stand back behind it
+        return False
     return type(value) is Tensor and value.is_floating_point() and value.ndim > 0 and not value.requires_grad
 
 
@@ -84,7 +115,11 @@ def _stored(code: CodeType) -> Iterator[str]:
     return (each.argval for each in dis.get_instructions(code) if each.opname == "STORE_ATTR")
 
 
-def _words(code: CodeType) -> list[str]:
-    """Return the words in quotes, those of keywords too, that some code holds."""
+def _may_set(code: CodeType, name: str) -> bool:
+    """Say whether code that names attributes in quotes, makes up names, or takes any, may mean this one."""
     constants = [word for value in code.co_consts for word in (value if isinstance(value, tuple) else (value,))]
-    return [word for word in constants if isinstance(word, str) and re.fullmatch(r"\w+", word)]
+    words = [word for word in constants if isinstance(word, str) and re.fullmatch(r"\w+", word)]
+    steps = {each.opname for each in dis.get_instructions(code)}
+    if not words:
+        return bool(SETTING & set(code.co_names)) or "STORE_SUBSCR" in steps
+    return name in words or (bool(MADE_UP & steps) and any(word in name for word in words))

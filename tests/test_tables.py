@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from hyperprune import Budget, export_pruned, hyperize, load_pruned, prune, save_pruned
 from hyperprune.errors import NothingPrunableError
-from hyperprune.tables import tables_of
+from hyperprune.hyper import proof_in_float64
+from hyperprune.tables import attributes_of, tables_of
 
 TOKENS, WIDTH = 6, 8
 
@@ -145,6 +146,56 @@ def test_what_other_code_may_set_is_no_table(make: Callable[[], nn.Module]) -> N
     assert not tables_of(model)
     with pytest.raises(NothingPrunableError, match="meets a constant"):
         hyperize(model, torch.randn(2, TOKENS, 3))
+
+
+class Described(Positions):
+    def describe(self) -> dict[str, Any]:
+        """Show what there is."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def mark(self) -> None:
+        setattr(self, "o", "s")  # noqa: B010
+
+
+def test_code_that_shows_attributes_or_sets_others_does_not_make_a_table_a_cache() -> None:
+    assert list(tables_of(Described())) == ["positions"]
+
+
+def test_a_table_of_a_module_known_by_two_names() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Positions()])
+            self.first = self.blocks[0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x)
+
+    hyper = hyperize(Twice(), torch.randn(2, TOKENS, 3))
+    hyper.bank.remove_(torch.arange(WIDTH) < 3)
+    assert export_pruned(hyper).first.positions.shape == (TOKENS, WIDTH - 3)
+
+
+def test_a_file_says_what_is_to_be_sliced_whoever_sets_it() -> None:
+    model = nn.ModuleDict({"part": set_from_outside()})
+    assert attributes_of(model, ["part.positions", "part.nothing", "other.positions"]) == ["part.positions"]
+
+
+def test_proofs_in_float64_take_tables_along() -> None:
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.a, self.out = torch.randn(3, 4), nn.Linear(4, WIDTH), nn.Linear(WIDTH, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.a(x @ self.table).relu())
+
+    hyper = hyperize(Projected(), torch.randn(4, 3))
+    hyper.bank.remove_(torch.arange(WIDTH) < 3)
+    proof = proof_in_float64(hyper)
+    assert proof is not None
+    assert proof.holds
+    assert hyper.model.table.dtype == torch.float32
 
 
 def test_a_class_may_hold_a_default(tmp_path: Path) -> None:

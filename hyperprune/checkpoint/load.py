@@ -27,7 +27,7 @@ from hyperprune.errors import CheckpointError, ModelError
 from hyperprune.loading import load_model
 from hyperprune.plan import plans_of
 from hyperprune.slim import carve_
-from hyperprune.tables import tables_of, to_buffers_
+from hyperprune.tables import attributes_of, to_buffers_
 
 SHOWN = 3
 
@@ -94,7 +94,7 @@ def _check_class(model: nn.Module, saved: str, moved_from: str | None) -> None:
 
 
 def _carve_(model: nn.Module, document: Document) -> None:
-    to_buffers_(model, tables_of(model).keys() & {cut.tensor for plan in document.plans for cut in plan.slices})
+    to_buffers_(model, attributes_of(model, [cut.tensor for plan in document.plans for cut in plan.slices]))
     modules = {path for path, _ in model.named_modules(remove_duplicate=False)}
     for plan in document.plans:
         names = {name for name, _ in _named_tensors(model)}

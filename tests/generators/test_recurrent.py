@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperprune import DHP, Budget, HyperModel, Search, export_pruned, hyperize, load_pruned, save_pruned
+from hyperprune import DHP, Budget, HyperModel, Search, export_pruned, hyperize, load_pruned, prune, save_pruned
 from hyperprune.hyper import plain_copy
 
 LAYERS = {
@@ -51,7 +51,7 @@ def reader(layer: Any, units: int = 32) -> Reader:
 def searched(layer: Any) -> tuple[HyperModel, torch.optim.Optimizer]:
     hyper = hyperize(reader(layer), image())
     optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.05), momentum=0.9)
-    search = Search(hyper, optimizer, Budget(macs=0.7), steps=4)
+    search = Search(hyper, optimizer, Budget(macs=0.95), steps=4)
     for _ in range(4):
         optimizer.zero_grad()
         hyper(image()).square().mean().backward()
@@ -133,6 +133,30 @@ def test_a_hypernetwork_makes_the_input_weights_too() -> None:
     hyper = hyperize(reader(LAYERS["GRU"]), image(), generator=DHP())
     hyper.bank.remove_(torch.arange(24) % 3 == 0)
     assert export_pruned(hyper).rnn.input_size == 32
+
+
+def counted(model: nn.Module, x: Tensor) -> int:
+    hyper = hyperize(model, x)
+    return hyper.cost.total(hyper.cost.full).macs
+
+
+def test_all_weights_count_at_every_step() -> None:
+    """Four gates; the second layer reads both directions of the first."""
+    x = torch.randn(2, 5, 3)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = nn.Linear(3, 8), nn.Linear(14, 2)
+            self.rnn = nn.LSTM(8, 7, num_layers=2, bidirectional=True, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.rnn(self.a(x))[0])
+
+    layers = 2 * (4 * 7 * 8 + 4 * 7 * 7) + 2 * (4 * 7 * 14 + 4 * 7 * 7)
+    assert counted(Net(), x) == 10 * (3 * 8 + layers + 14 * 2)
+    slim = prune(Net(), x, Budget(macs=0.9))
+    assert counted(slim, x) <= 0.9 * counted(Net(), x)
 
 
 def test_a_cell_loses_inputs() -> None:

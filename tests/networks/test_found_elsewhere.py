@@ -403,3 +403,22 @@ def test_a_matrix_times_a_vector_is_no_mix_of_tokens() -> None:
 
     hyper = hyperize(Head(), torch.randn(2, 5, 3))
     assert [group.name for group in hyper.coupling.groups] == ["a"]
+
+
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.LayerNorm(8)])
+def test_learned_queries_of_what_no_layer_makes(between: nn.Module) -> None:
+    class Queried(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.between, self.queries = nn.Linear(6, 8), between, nn.Parameter(torch.randn(3, 8))
+            self.out = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.between(self.a(x))
+            return self.out((self.queries @ y.mT).softmax(-1) @ y)
+
+    torch.manual_seed(0)
+    hyper = hyperize(Queried(), torch.randn(2, 5, 6))
+    assert [(group.name, group.size) for group in hyper.coupling.groups] == [("a", 8)]
+    hyper.bank.remove_(torch.arange(8) < 3)
+    assert export_pruned(hyper).queries.shape == (3, 5)

@@ -10,7 +10,7 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, extent, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import TensorRef, Turned
-from hyperprune.labels.products import gate_product, line
+from hyperprune.labels.products import gate_product, layer_behind, line
 from hyperprune.labels.reasons import COMPUTED, INDEXED, POSITIONS, PRODUCT
 from hyperprune.labels.registry import rule
 
@@ -51,7 +51,11 @@ def product(call: Call) -> Any:
     left, right = (call.arg(name) for name in _operands(call))
     if isinstance(right, TensorRef) and len(right.shape) == 2 and right.is_parameter:
         return _linear_with(call, left, right)
-    a, b = call.labels(left), call.labels(right)
+    b = call.labels(right)
+    learned = _is_matrix(left) and left.is_parameter and b.ndim > 1 and layer_behind(call.node.args[1]) is None
+    if learned and varying_axes(b) == [b.ndim - 2]:
+        return _queried(call, left, b)
+    a = call.labels(left)
     for matrix, tokens, axis in ((left, b, -1), (right, a, -2)):
         if _is_matrix(matrix) and tokens.ndim > 1 and varying_axes(tokens) == [tokens.ndim + axis]:
             return _mixed(call, matrix, tokens, axis)
@@ -69,8 +73,6 @@ def product(call: Call) -> Any:
         rooted = reading == "by the root"
         if reading != "freeze" and gate_product(call, a, b, (-1, -2), rooted=rooted) is not None:
             return call.pinned(PRODUCT)
-        if reading != "freeze" and _is_matrix(left) and left.is_parameter and varying_axes(b) == [b.ndim - 2]:
-            return _queried(call, left, b)
     call.freeze(b, PRODUCT)
     if not varying_axes(b):
         return _passes(call, a, -2)
@@ -91,7 +93,10 @@ def _mixed(call: Call, matrix: TensorRef, tokens: Tensor, axis: int) -> Tensor:
 
 
 def _queried(call: Call, queries: TensorRef, x: Tensor) -> Any:
-    """Learned queries read the channels of tokens (``queries @ x.mT``); how many there are stays."""
+    """Learned queries read the channels of tokens (``queries @ x.mT``); how many there are stays.
+
+    Where a layer makes the tokens, its rows are gated instead: the product may be scaled by its width.
+    """
     _linear(call, x, queries, reads=1, summed=-2, made=-2)
     call.freeze(call.axis(queries, 0), POSITIONS)
     return call.pinned(POSITIONS)

@@ -32,10 +32,10 @@ def _runs(call: Call, reading: list[Any], weights: list[Any]) -> Any:
         return call.give_up(COMPUTED)
     x = call.labels(call.arg("input"))
     channels, positions = call.channels(x, -1), prod(x.shape[:-1])
-    for weight in weights:
-        call.applied(weight, positions)
     for weight in reading:
+        call.applied(weight, positions)
         call.tie(call.reads(weight, 1), channels)
+    call.costs(positions * sum(prod(weight.shape) for weight in weights if weight not in reading))
     for state in pytree.tree_leaves(call.arg("hx")):
         call.freeze(call.labels(state), RECURRENT)
     return pytree.tree_map(lambda made: call.pinned(RECURRENT, tuple(made.shape)), call.node.meta["val"])
