@@ -105,7 +105,7 @@ def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 def _may_be_buffer(module: nn.Module, name: str) -> bool:
     value = vars(module).get(name)
-    if hasattr(type(module), name):  # torch's buffers would stand back behind it
+    if hasattr(type(module), name):  # it would hide a buffer
         return False
     return type(value) is Tensor and value.is_floating_point() and value.ndim > 0 and not value.requires_grad
 
