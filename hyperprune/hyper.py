@@ -237,11 +237,12 @@ def hyperize(
         raise ModelError(f"generator must be a generator, such as DHP(), not {generator!r}.")
     inputs = ExampleInputs.of(example_inputs).map(lambda t: t.clone() if t.is_inference() else t)
     require_same_device(model, inputs)
-    base = _with_buffers(model)
+    tables = tables_of(model)
+    base = to_buffers_(_copy(model), tables)  # a stream that meets them can lose channels then
     require_fixed_weights(base)
     traces = trace(base, inputs)
     if not is_of_libraries(base) and not all(map(torch.equal, base.parameters(), model.parameters())):
-        base = _with_buffers(model)  # forward() sets some parameters at its first run
+        base = to_buffers_(_copy(model), tables)  # forward() sets some parameters at its first run
     drop_caches_(base)
     inputs = _lively(base, inputs)
     unreached = {name for name, _ in base.named_parameters()} - set().union(*(t.used() for t in traces))
@@ -258,7 +259,7 @@ def hyperize(
 
     coupling = _for_other_sizes(base, inputs, offered(traces), lambda other: offered((*traces, trace(base, other)[0])))
     found = replace(coupling, branches=find_branches(traces[0], coupling))
-    to_attributes_(base, tables_of(model), but=[site.tensor for site in coupling.sites])
+    to_attributes_(base, tables, but=[site.tensor for site in coupling.sites])
     return _assemble(base, with_spared(base, found, inputs), generator, inputs)
 
 
@@ -437,11 +438,6 @@ def _is_as_made(model: nn.Module, site: Site, is_generated: bool) -> bool:
         return parametrize.is_parametrized(module, name)
     tensor = getattr(module, name, None)
     return isinstance(tensor, Tensor) and tensor.shape[site.axis : site.axis + 1] == (len(site.units),)
-
-
-def _with_buffers(model: nn.Module) -> nn.Module:
-    """Return a copy in which tables are buffers: a stream that meets them can lose channels then."""
-    return to_buffers_(_copy(model), tables_of(model))
 
 
 def _copy(model: nn.Module) -> nn.Module:

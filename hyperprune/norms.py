@@ -195,20 +195,16 @@ def attach_norms(model: nn.Module, bank: LatentBank, coupling: CouplingMap) -> n
     hooks = nn.ModuleList()
     for norm in coupling.norms:
         statistics, module = _living(bank, norm), model.get_submodule(norm.module)
-        name = norm.weight.rpartition(".")[2]
-        if norm.kind == "unit":
-            module.register_forward_pre_hook(statistics, prepend=True, with_kwargs=True)
-        elif name:
-            _attach(module, name, NormWeight(statistics, norm.offset), statistics)
-        else:
-            module.register_forward_pre_hook(statistics, prepend=True, with_kwargs=True)
-            module.register_forward_hook(SmallerOutput(statistics), prepend=True)
+        _show(module, statistics)
+        if norm.kind != "unit":  # what that makes has the right size
+            _divide(module, norm, statistics)
         hooks.append(statistics)
     for site in coupling.sites:
         if site.tensor in coupling.standardised and site.role == "reads":
             module, name = model.get_submodule(site.module), site.tensor.rpartition(".")[2]
             inputs = LivingInput(bank, site.units, site.axis)
-            _attach(module, name, StandardisedRows(inputs), inputs)
+            _show(module, inputs)
+            _generate(module, name, StandardisedRows(inputs))
             hooks.append(inputs)
     return hooks.to(bank.latents.device)
 
@@ -219,8 +215,19 @@ def _living(bank: LatentBank, norm: Norm) -> Living:
     return LivingNorm(bank, norm)
 
 
-def _attach(module: nn.Module, name: str, made: Generated, living: Living) -> None:
+def _show(module: nn.Module, living: Living) -> None:
     module.register_forward_pre_hook(living, prepend=True, with_kwargs=True)
+
+
+def _divide(module: nn.Module, norm: Norm, statistics: Living) -> None:
+    """Divide a norm's weight, or its result if it has none, by what that is too large."""
+    if name := norm.weight.rpartition(".")[2]:
+        _generate(module, name, NormWeight(statistics, norm.offset))
+    else:
+        module.register_forward_hook(SmallerOutput(statistics), prepend=True)
+
+
+def _generate(module: nn.Module, name: str, made: Generated) -> None:
     made.order = tuple(module._parameters)
     parametrize.register_parametrization(module, name, made, unsafe=True)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hyperprune.codes import codes_of, constructors_of, nested_in
 
 INIT = re.compile("^__init__$")
+NOTHING = "(?!)"
 BY_NAME = {"setattr", "__dict__", "vars"}
 SETTING = {"setattr", "update"}
 MADE_UP = {
@@ -52,11 +53,11 @@ def tables_of(model: nn.Module) -> dict[str, Tensor]:
     inside = [inner for code in constructors for inner in nested_in(code) if inner not in constructors]
     others = [*codes_of(model, INIT), *inside]
     tables = {name for code in constructors for name in _stored(code)} - {n for code in others for n in _stored(code)}
-    by_name = [code for code in others if BY_NAME & set(code.co_names)]
+    by_name = [_names_meant_by(code) for code in others if BY_NAME & set(code.co_names)]
     return {
         f"{path}.{name}" if path else name: value
         for path, name, value in found
-        if name in tables and not any(_may_set(code, name) for code in by_name)
+        if name in tables and not any(meant.fullmatch(name) for meant in by_name)
     }
 
 
@@ -72,7 +73,7 @@ def to_buffers_(model: nn.Module, names: Iterable[str]) -> nn.Module:
 
     They are no part of ``state_dict``, as the attributes were none.
     """
-    for module, own in {_place(model, name): None for name in names}:
+    for module, own in dict.fromkeys(_place(model, name) for name in names):
         module.register_buffer(own, vars(module).pop(own), persistent=False)
     return model
 
@@ -90,12 +91,11 @@ def to_attributes_(model: nn.Module, names: Iterable[str], but: Iterable[str]) -
         vars(module)[own] = value
 
 
-def in_float64_(model: nn.Module) -> nn.Module:
+def in_float64_(model: nn.Module) -> None:
     """Bring a copy to float64, in place; plain attributes too, which ``double()`` leaves as they are."""
     for module in model.double().modules():
         own = vars(module)
         own.update({name: own[name].double() for name in own if _may_be_buffer(module, name)})
-    return model
 
 
 def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -115,11 +115,12 @@ def _stored(code: CodeType) -> Iterator[str]:
     return (each.argval for each in dis.get_instructions(code) if each.opname == "STORE_ATTR")
 
 
-def _may_set(code: CodeType, name: str) -> bool:
-    """Say whether code that names attributes in quotes, makes up names, or takes any, may mean this one."""
+def _names_meant_by(code: CodeType) -> re.Pattern[str]:
+    """Return what matches the names that code in quotes may mean: these, any that hold a part of them, or all."""
     constants = [word for value in code.co_consts for word in (value if isinstance(value, tuple) else (value,))]
     words = [word for word in constants if isinstance(word, str) and re.fullmatch(r"\w+", word)]
     steps = {each.opname for each in dis.get_instructions(code)}
     if not words:
-        return bool(SETTING & set(code.co_names)) or "STORE_SUBSCR" in steps
-    return name in words or (bool(MADE_UP & steps) and any(word in name for word in words))
+        return re.compile(".*" if SETTING & set(code.co_names) or "STORE_SUBSCR" in steps else NOTHING)
+    around = ".*" if MADE_UP & steps else ""
+    return re.compile(f"{around}({'|'.join(words)}){around}")

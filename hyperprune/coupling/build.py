@@ -479,9 +479,8 @@ def _norms(ledger: Ledger, units: np.ndarray) -> tuple[Norm, ...]:
         here = units[call.labels.numpy()]
         if (here != STAYS).any():
             layout = (call.axis, call.groups, call.kind, call.spatial, call.offset)
-            found.setdefault(Norm(call.weight, tuple(here.tolist()), *layout), []).extend(
-                [call.node] if call.node else []
-            )
+            nodes = found.setdefault(Norm(call.weight, tuple(here.tolist()), *layout), [])
+            nodes += [call.node] if call.node else []
     return tuple(replace(norm, nodes=tuple(nodes)) for norm, nodes in found.items())
 
 

@@ -1665,28 +1665,33 @@ def recurrent(kind: Callable[..., nn.Module], reads: int = 4, **options: Any) ->
     return lambda: {"a": nn.Linear(3, 4), "rnn": kind(reads, 5, **options), "out": nn.Linear(5, 2)}
 
 
+def over_time(net: Any, x: Tensor) -> Any:
+    """Read the first of what a recurrent layer or cell makes."""
+    return net.out(net.rnn(net.a(x))[0])
+
+
 RECURRENT = [
-    Row("lstm", recurrent(nn.LSTM), lambda net, x: net.out(net.rnn(net.a(x))[0]), APART, TOKENS),
+    Row("lstm", recurrent(nn.LSTM), over_time, APART, TOKENS),
     Row(
         "lstm in two layers and both directions",
         lambda: {**recurrent(nn.LSTM, num_layers=2, bidirectional=True)(), "out": nn.Linear(10, 2)},
-        lambda net, x: net.out(net.rnn(net.a(x))[0]),
+        over_time,
         APART,
         TOKENS,
     ),
     Row(
         "lstm of a projected state",
         lambda: {**recurrent(nn.LSTM, proj_size=3, bias=False)(), "out": nn.Linear(3, 2)},
-        lambda net, x: net.out(net.rnn(net.a(x))[0]),
+        over_time,
         APART,
         TOKENS,
     ),
     Row("gru", recurrent(nn.GRU), lambda net, x: net.out(net.rnn(net.a(x))[1][0]), APART, TOKENS),
-    Row("rnn", recurrent(nn.RNN), lambda net, x: net.out(net.rnn(net.a(x))[0]), APART, TOKENS),
+    Row("rnn", recurrent(nn.RNN), over_time, APART, TOKENS),
     Row(
         "rnn with relu",
         recurrent(nn.RNN, nonlinearity="relu"),
-        lambda net, x: net.out(net.rnn(net.a(x))[0]),
+        over_time,
         APART,
         TOKENS,
     ),
@@ -1704,7 +1709,7 @@ RECURRENT = [
         NOTHING,
         (2, 3),
     ),
-    Row("lstm cell", recurrent(nn.LSTMCell), lambda net, x: net.out(net.rnn(net.a(x))[0]), APART, (2, 3)),
+    Row("lstm cell", recurrent(nn.LSTMCell), over_time, APART, (2, 3)),
     Row("gru cell", recurrent(nn.GRUCell), lambda net, x: net.out(net.rnn(net.a(x))), APART, (2, 3)),
     Row("rnn cell", recurrent(nn.RNNCell), lambda net, x: net.out(net.rnn(net.a(x))), APART, (2, 3)),
     Row(

@@ -49,7 +49,7 @@ def _by_width(call: Call, q: Tensor, k: Tensor, v: Tensor) -> Any:
 def product(call: Call) -> Any:
     """A product with a bare parameter is a linear layer; one between activations keeps heads apart."""
     left, right = (call.arg(name) for name in _operands(call))
-    if isinstance(right, TensorRef) and len(right.shape) == 2 and right.is_parameter:
+    if _is_matrix(right) and right.is_parameter:
         return _linear_with(call, left, right)
     b = call.labels(right)
     learned = _is_matrix(left) and left.is_parameter and b.ndim > 1 and layer_behind(call.node.args[1]) is None
@@ -134,7 +134,7 @@ def einsum(call: Call) -> Any:
         _count(call, call.arg("tensors"), macs, made)
         return call.along(made, result.index(shared[0]))
     _count(call, call.arg("tensors"), macs)
-    tables = [o for o, given in zip(operands, call.arg("tensors"), strict=True) if _is_table(given)]
+    tables = [o for o, given in zip(operands, call.arg("tensors"), strict=True) if _is_buffer(given)]
     busy = {letter: o for letter, o in busy.items() if not any(o is table for table in tables)}
     alone = [letter for letter in busy if letter in result]
     if shared or len(busy) != 1 or not alone or call.choose("each by itself") == "freeze":
@@ -142,7 +142,7 @@ def einsum(call: Call) -> Any:
     return _weighted(call, operands, busy[alone[0]], result.index(alone[0]))
 
 
-def _is_table(value: Any) -> bool:
+def _is_buffer(value: Any) -> bool:
     """Say whether an operand is a buffer: links of a graph, weights of a window."""
     return isinstance(value, TensorRef) and not value.is_parameter
 

@@ -34,7 +34,7 @@ def _with_computed(call: Call, weight: Tensor) -> Any:
 
     One filter may serve all channels (a blur), or each has its own, which goes with it (a scale times a mask).
     """
-    macs, axis = prod(call.shape) * prod(weight.shape[1:]), len(call.shape) - (weight.ndim - 2) - 1
+    macs, axis = prod(call.shape) * prod(weight.shape[1:]), _axis(call, weight)
     x = call.labels(call.arg("input"))
     if not call.arg("groups", 1) == x.shape[axis] == len(weight) or call.choose("each channel by itself") == "freeze":
         call.costs(macs)
@@ -69,8 +69,13 @@ def transposed_convolution(call: Call) -> Any:
     return _convolve(call, weight, reads=0, writes=1, positions=x.numel() // weight.shape[0])
 
 
+def _axis(call: Call, weight: Tensor | TensorRef) -> int:
+    """Return where a convolution's channels lie: before as many axes as its weight has behind its own."""
+    return len(call.shape) - (len(weight.shape) - 2) - 1
+
+
 def _convolve(call: Call, weight: TensorRef, reads: int, writes: int, positions: int) -> Tensor:
-    axis = len(call.shape) - (len(weight.shape) - 2) - 1
+    axis = _axis(call, weight)
     x, groups = call.channels(call.arg("input"), axis), call.arg("groups", 1)
     call.applied(weight, positions)
     if groups == 1:
