@@ -31,7 +31,9 @@ from hyperprune.plan import WidthPlan
 from hyperprune.rehearsal import (
     Choices,
     Couple,
+    Fault,
     after_fault,
+    excerpts_for,
     fault_at_other_sizes,
     in_one_class,
     rehearse,
@@ -279,20 +281,25 @@ def _offered(
     base: nn.Module, inputs: ExampleInputs, couple: Couple, choices: Choices, coupling: CouplingMap
 ) -> CouplingMap:
     """Return the map of what may be offered: rehearse, and read the calls differently until every export holds."""
+    ways = excerpts_for(base, inputs)
+    seen = next(ways)
     while True:
         _require_something(coupling, base)
-        outcome = rehearse(base, coupling, inputs)
+        outcome = rehearse(base, coupling, seen)
+        if isinstance(outcome, Fault) and seen is not inputs:
+            seen = next(ways)  # what fails on a part is no fault yet
+            continue
         if isinstance(outcome, Proof):
-            tried = undecided(choices, base, coupling, inputs, couple)
+            tried = undecided(choices, base, coupling, seen, couple)
             if tried is None:
-                return with_first_readings(choices, base, coupling, inputs, couple)
+                return with_first_readings(choices, base, coupling, seen, couple)
         else:
             tried = (
-                with_firm_attributes(choices, base, coupling, inputs, outcome, couple)
-                or whatever_is_read(choices, base, coupling, inputs, outcome, couple)
-                or in_one_class(choices, base, coupling, inputs, outcome, couple)
+                with_firm_attributes(choices, base, coupling, seen, outcome, couple)
+                or whatever_is_read(choices, base, coupling, seen, outcome, couple)
+                or in_one_class(choices, base, coupling, seen, outcome, couple)
                 or after_fault(choices, coupling, base, outcome)
-                or without_guilty(choices, base, coupling, inputs, outcome)
+                or without_guilty(choices, base, coupling, seen, outcome)
             )
         choices, coupling = tried, couple(tried)
 

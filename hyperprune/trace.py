@@ -31,6 +31,7 @@ from hyperprune.writes import settle_writes_
 
 _STEP = re.compile(r"slice\((?P<bounds>[^)]*)\)|(?P<name>[^.]+)")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+CORNER, TWO = 96, 2  # pixels along a side, and images, that show as much of a network as many do
 STAND_IN = 16  # for a size that depends on values: what is left of it behind a kernel of 7 is still a size
 _BRANCHES = (
     "The forward pass probably branches on the values of its input. Pass example inputs that take the branch you "
@@ -123,6 +124,25 @@ class ExampleInputs:
         ways = [axes for axes in dict.fromkeys((space[:1], space, tokens)) if axes]
         return tuple(self.map(lambda tensor, axes=axes: _mirrored(tensor, axes)) for axes in ways)
 
+    def excerpts(self) -> tuple[ExampleInputs, ...]:
+        """Return parts of the inputs that show much of what a network does: corners of two images, then two images.
+
+        Inputs that are not images have none, nor have those of which no part is half as much at most.
+
+        Example:
+            >>> [tuple(part.args[0].shape) for part in ExampleInputs.of(torch.zeros(8, 3, 224, 160)).excerpts()]
+            [(2, 3, 96, 160), (2, 3, 224, 160)]
+        """
+        if any(tensor.ndim != 4 or not tensor.is_floating_point() for tensor in self.tensors()):
+            return ()
+        corners = self.map(lambda t: t[:TWO, :, : _corner(t.shape[2]), : _corner(t.shape[3])])
+        return tuple(part.lively() for part in (corners, self.map(lambda t: t[:TWO])) if 2 * part.size <= self.size)
+
+    @property
+    def size(self) -> int:
+        """Numbers in all tensors."""
+        return sum(tensor.numel() for tensor in self.tensors())
+
     def refused(self, model: nn.Module, error: Exception) -> InputsError:
         """Return the error that says that a model fails on these arguments."""
         shapes = [f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in self.tensors()]
@@ -153,6 +173,11 @@ def _mirrored(tensor: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
         faint = behind * 0.9 if tensor.is_floating_point() else behind  # equal numbers would be ranked by rounding
         tensor = torch.cat([tensor, faint], axis)
     return tensor
+
+
+def _corner(side: int) -> int:
+    """Return how many pixels of a side are enough: a multiple of what most networks divide images by."""
+    return CORNER if side >= 2 * CORNER else side
 
 
 def _is_blank(tensor: torch.Tensor) -> bool:

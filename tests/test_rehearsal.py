@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from hyperprune import export_pruned, hyperize, load_pruned, save_pruned
 from hyperprune.errors import ModelError, NothingPrunableError
 from hyperprune.labels.reasons import INEXACT, RANDOM
-from hyperprune.rehearsal import Choices, rehearse
+from hyperprune.rehearsal import Choices, excerpts_for, rehearse
 from hyperprune.trace import ExampleInputs
 from hyperprune.verify import Proof
 from tests.models import Net, couple, layout, random_half, relative_error, residual, zeroed
@@ -467,6 +470,39 @@ def test_a_branch_that_starts_at_zero_is_rehearsed_all_the_same() -> None:
     nn.init.zeros_(model.a.bias)
     coupling = exact(model, torch.randn(IMAGE))
     assert layout(coupling)["conv"] == "." * 10
+
+
+@contextmanager
+def inputs_of_runs() -> Iterator[set[tuple[int, ...]]]:
+    """Note the shapes that ``nn.Sequential`` is given with real numbers."""
+    shapes: set[tuple[int, ...]] = set()
+
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if isinstance(module, nn.Sequential) and not isinstance(args[0], FakeTensor):
+            shapes.add(tuple(args[0].shape))
+
+    hook = register_module_forward_pre_hook(note)
+    yield shapes
+    hook.remove()
+
+
+def test_a_large_batch_is_rehearsed_on_corners_of_two_images_or_on_two_images_where_sizes_are_fixed() -> None:
+    stem = [nn.Conv2d(3, 8, 3, stride=16), nn.ReLU()]
+    anything = nn.Sequential(*stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    fixed = nn.Sequential(*stem, nn.Flatten(), nn.Linear(8 * 13 * 13, 2))
+    batch = torch.rand(16, 3, 200, 200)
+    with inputs_of_runs() as shapes:
+        hyperize(anything, batch)
+    assert shapes == {(2, 3, 96, 96)}
+    with inputs_of_runs() as shapes:
+        hyper = hyperize(fixed, batch)
+    assert shapes == {(2, 3, 96, 96), (2, 3, 200, 200)}
+    assert hyper.coupling.units == 8
+
+
+def test_code_of_the_users_is_rehearsed_on_all_that_it_is_given() -> None:
+    inputs = ExampleInputs.of(torch.rand(16, 3, 200, 200))
+    assert list(excerpts_for(Literal(), inputs)) == [inputs]
 
 
 def test_choices_take_the_next_reading_and_close_modules_without_changing() -> None:

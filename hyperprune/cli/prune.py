@@ -77,7 +77,7 @@ def _add_training(parser: Parser) -> None:
         "--epochs", type=positive, default=5, metavar="N", help="passes over the images, search and fine-tuning"
     )
     training.add_argument(
-        "--search-fraction", type=fraction, default=0.5, metavar="SHARE", help="share of --epochs for the search"
+        "--search-fraction", type=fraction, default=0.33, metavar="SHARE", help="share of --epochs for the search"
     )
     training.add_argument(
         "--epochs-dense", type=count, metavar="N",

@@ -36,7 +36,8 @@ class HyperPrune(Callback):
 
     Args:
         budget: what the slim network may cost.
-        steps: optimiser steps of the search: a count, or a fraction of all steps of this fit.
+        steps: optimiser steps of the search: a count, or a fraction of all steps of this fit; by default a third,
+            as in the benchmark.
         example_inputs: as for ``hyperize``; the module's ``example_input_array`` by default.
         attribute: the network within the LightningModule; it must be there before ``setup`` (make it in
             ``__init__``).
@@ -51,7 +52,7 @@ class HyperPrune(Callback):
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(max_epochs=10, callbacks=[HyperPrune(Budget(macs=0.5), steps=0.5)])  # doctest: +SKIP
+        >>> trainer = Trainer(max_epochs=10, callbacks=[HyperPrune(Budget(macs=0.5))])  # doctest: +SKIP
         >>> trainer.fit(module, loader)  # doctest: +SKIP
         >>> save_pruned(module.model, "slim.safetensors")  # doctest: +SKIP
     """
@@ -60,7 +61,7 @@ class HyperPrune(Callback):
         self,
         budget: Budget,
         *,
-        steps: int | float = 0.5,
+        steps: int | float = 1 / 3,
         example_inputs: Any = None,
         attribute: str = "model",
         search_options: Mapping[str, Any] | None = None,

@@ -12,13 +12,14 @@ from hyperprune.rehearsal.choices import (
     with_spared,
     without_guilty,
 )
-from hyperprune.rehearsal.rehearse import Fault, fault_at_other_sizes, rehearse
+from hyperprune.rehearsal.rehearse import Fault, excerpts_for, fault_at_other_sizes, rehearse
 
 __all__ = [
     "Choices",
     "Couple",
     "Fault",
     "after_fault",
+    "excerpts_for",
     "fault_at_other_sizes",
     "in_one_class",
     "rehearse",

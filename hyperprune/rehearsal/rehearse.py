@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -174,6 +174,16 @@ def fault_at_other_sizes(
         if takes(model, attempt):
             return attempt, outcome
     return None
+
+
+def excerpts_for(model: nn.Module, inputs: ExampleInputs) -> Iterator[ExampleInputs]:
+    """Yield what to rehearse on: less than the inputs first, if all layers are libraries'; at last the inputs.
+
+    Code of the user's may do on large images what it does not do on small ones.
+    """
+    if is_of_libraries(model):
+        yield from inputs.excerpts()
+    yield inputs
 
 
 def _draws(coupling: CouplingMap, model: nn.Module) -> int:

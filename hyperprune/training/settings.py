@@ -31,7 +31,7 @@ class TrainingSettings:
         macs: this and the next nine are the fields of ``Budget``.
         epochs: passes over the data for search and fine-tuning together.
         epochs_dense: passes for the dense network before; None: none if trained weights fit, else ``epochs``.
-        search_fraction: share of ``epochs`` that the search takes.
+        search_fraction: share of ``epochs`` that the search takes; about a third by default, as in the benchmark.
         lr: peak learning rate; None: the optimiser's usual one.
         amp: ``"off"``, ``"bf16"`` or ``"fp16"``.
         distill: let the slim network learn from the dense one, too.
@@ -54,7 +54,7 @@ class TrainingSettings:
     depth: bool = False
     epochs: int = 5
     epochs_dense: int | None = None
-    search_fraction: float = 0.5
+    search_fraction: float = 0.33
     batch_size: int = 64
     optimizer: str = "sgd"
     lr: float | None = None

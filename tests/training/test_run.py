@@ -25,7 +25,7 @@ DENSE_END = 4  # the dense network's last step
 HERE = "tests.training.factories"
 SMALL = {
     "model": f"{HERE}:digits", "data": "sklearn/digits", "macs": 0.5,
-    "epochs": 2, "epochs_dense": 1, "batch_size": 256, "input_size": (3, 8, 8),
+    "epochs": 2, "epochs_dense": 1, "search_fraction": 0.5, "batch_size": 256, "input_size": (3, 8, 8),
 }  # fmt: skip
 FILES = {"dense.safetensors", "searched.safetensors", "slim.safetensors", "settings.json", "report.json"}
 
