@@ -203,9 +203,10 @@ def hyperize(
     that starts from scratch. ``model`` itself is not changed: parameters, buffers, mode, gradients, hooks and the
     global random state stay as found.
 
-    Everything that is offered as prunable has been exported once on the example inputs: a random half of all
-    units is removed, and the slim network must equal the zeroed one. Where an example is ``torch.zeros``, or an image
-    of ones, numbers are drawn for that and for the proof at export: those would hide mistakes.
+    Everything that is offered as prunable has been exported once on the example inputs, or on a part of large ones if
+    all layers are torch's, torchvision's or timm's: a random half of all units is removed, and the slim network must
+    equal the zeroed one. Where an example is ``torch.zeros``, or an image of ones, numbers are drawn for that and for
+    the proof at export: those would hide mistakes.
 
     Args:
         model: a plain module (wrap it in DistributedDataParallel or torch.compile afterwards).
