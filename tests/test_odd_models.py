@@ -22,7 +22,7 @@ from hyperprune import Budget, export_onnx, hyperize, prune, report, save_progra
 from hyperprune.errors import ModelError, NothingPrunableError, TraceError
 from hyperprune.export import export_with_proof
 from hyperprune.labels import Call, rule, unregister
-from hyperprune.labels.reasons import INEXACT
+from hyperprune.labels.reasons import INEXACT, SIZE_IN_FORWARD
 from hyperprune.latency import compare_latency
 from hyperprune.trace import ExampleInputs
 from tests.halving import halved, runs, stays, units_of
@@ -569,6 +569,65 @@ def test_a_line_that_no_slim_network_can_run_keeps_its_channels() -> None:
     assert units_of(hyper, "inner") == 7
     assert units_of(hyper, "first") == units_of(hyper, "wide") == 0
     assert INEXACT in stays(hyper, "wide")
+
+
+class ConvLSTMCell(nn.Module):
+    """One step of a convolutional LSTM; the network around it asks for its first state."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.gates = nn.Conv2d(inputs + hidden, 4 * hidden, 3, padding=1)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        gates = self.gates(torch.cat([x, state[0]], 1))
+        take, keep, show, new = gates.split(self.hidden, 1)
+        cell = keep.sigmoid() * state[1] + take.sigmoid() * new.tanh()
+        return show.sigmoid() * cell.tanh(), cell
+
+    def start(self, batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+        shape = (batch, self.hidden, height, width)
+        return torch.zeros(shape), torch.zeros(shape)
+
+
+class Video(nn.Module):
+    """Frames [batch, time, 3, height, width] through a convolutional LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.cell, self.out = nn.Conv2d(3, 5, 1), ConvLSTMCell(5, 6), nn.Conv2d(6, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.cell.start(len(x), *x.shape[-2:])
+        for frame in x.unbind(1):
+            state = self.cell(torch.relu(self.embed(frame)), state)
+        return self.out(state[0])
+
+
+def test_the_state_that_a_network_makes_for_its_recurrent_cell_loses_channels() -> None:
+    hyper, slim = halved(Video(), torch.randn(2, 3, 3, 4, 5))
+    assert units_of(hyper, "embed") == 5
+    assert units_of(hyper, "cell.gates") == 4 * 6
+    assert slim.cell.hidden == slim.out.in_channels < 6
+
+
+class Accumulated(nn.Module):
+    """A sum that starts as zeros, of a size written as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.out = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 7, 1), nn.Conv2d(7, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.new_zeros(len(x), 6, *x.shape[2:]) + self.first(x)
+        return self.out(torch.relu(self.inner(x)))
+
+
+def test_zeros_of_a_written_size_keep_what_they_meet_and_say_so() -> None:
+    hyper, _ = halved(Accumulated(), torch.randn(IMAGE))
+    assert units_of(hyper, "inner") == 7
+    assert units_of(hyper, "first") == 0
+    assert SIZE_IN_FORWARD in stays(hyper, "first")
 
 
 class Upcast(nn.Module):

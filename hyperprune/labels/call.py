@@ -170,6 +170,10 @@ class Call:
         vectors = [self.axis(value, axis) for axis in range(len(value.shape))] if whole else [thin(value).reshape(-1)]
         self._ledger.freezes += [Freeze(vector, reason, self.origin) for vector in vectors]
 
+    def fresh(self, count: int) -> Tensor:
+        """Return labels of channels that nothing has met yet, shape ``[count]``."""
+        return self._ledger.fresh(count)
+
     def constant(self) -> Tensor:
         """Return labels for a value that depends on nothing."""
         label = self._ledger.pinned(CONSTANT, self.origin)

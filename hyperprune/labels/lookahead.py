@@ -28,6 +28,8 @@ RESIZED = ("group_norm", "instance_norm", "tanh", "elu", "prelu", "mul", "upsamp
 CONVOLUTIONS = tuple(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))
 PRODUCTS = ("matmul", "mm", "addmm")
 WEIGHTED = ("linear", *CONVOLUTIONS)
+JOINS = ("cat", "concat", "concatenate")
+ARITHMETIC = ("add", "sub", "mul")
 NORM_READINGS = ("whole groups", "inner channels")
 
 
@@ -103,6 +105,36 @@ def is_a_layers_own(node: torch.fx.Node) -> bool:
 def is_within(path: str, module: str) -> bool:
     """Say whether a path is that of a module or of one inside it."""
     return path == module or path.startswith(f"{module}.")
+
+
+def state_axis(node: torch.fx.Node) -> int | None:
+    """Return the axis of a tensor made in forward() along which it is used as channels; None if it is anything else.
+
+    Layers read it, or it is laid beside others, or added to or multiplied by tensors of its own shape; nothing else.
+    """
+    passed = (*CASTS, "clone", "contiguous", "detach")
+    uses = [user for user in _reached(node, passed) if plain_name(user) not in passed]
+    if node.meta["val"].ndim < 2 or not all(_meets_channels(use) for use in uses):
+        return None
+    axes = {_channel_axis(use) for use in uses}
+    return axes.pop() if len(axes) == 1 else None
+
+
+def _meets_channels(call: torch.fx.Node) -> bool:
+    shape = call.meta["val"].shape
+    alike = all(source.meta["val"].shape == shape for source in call.all_input_nodes)
+    return plain_name(call) in (*JOINS, *WEIGHTED) or (plain_name(call) in ARITHMETIC and alike)
+
+
+def _channel_axis(call: torch.fx.Node) -> int:
+    """Return where channels lie in what a call is given: as a convolution says, else last, but in images second."""
+    name, rank = plain_name(call), call.meta["val"].ndim
+    if name in CONVOLUTIONS:
+        return rank - 1 - int(name[-2])
+    if image := image_axis(call):
+        return image[0]
+    last = rank < 4 or name == "linear" or (name in JOINS and call.args[1:] in ((-1,), (rank - 1,)))
+    return rank - 1 if last else 1
 
 
 def is_right_factor(node: torch.fx.Node) -> bool:

@@ -94,6 +94,20 @@ def _with_token(token: Tensor, x: Tensor) -> Tensor:
     return torch.cat([token + torch.zeros(len(x), 1, x.shape[-1], dtype=x.dtype), x], 1)
 
 
+def _recurrent(net: Any, x: Tensor) -> Tensor:
+    state = x.new_zeros(len(x), net.b.weight.shape[0])
+    for token in x.unbind(1):
+        state = torch.tanh(net.a(token) + net.b(state))
+    return net.out(state)
+
+
+def _convolutional(net: Any, x: Tensor) -> Tensor:
+    image, state = net.a(x), x.new_zeros(len(x), net.b.weight.shape[0], *x.shape[2:])
+    for _ in range(2):
+        state = torch.tanh(net.b(torch.cat([image, state], 1)))
+    return net.out(state)
+
+
 def table(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape))
 
@@ -516,6 +530,35 @@ ELEMENTWISE = [
         {"a": "abcd", "token": "abcd"},
         TOKENS,
         NOTHING,
+    ),
+    Row(
+        "a state that starts as zeros shares the channels of the steps after it",
+        lambda: {"a": nn.Linear(3, 4), "b": nn.Linear(4, 4), "out": nn.Linear(4, 2)},
+        _recurrent,
+        {"a": "abcd", "b": "abcd"},
+        TOKENS,
+    ),
+    Row(
+        "a state beside channels has channels of its own",
+        lambda: {"a": conv(3, 4), "b": conv(9, 5, 3, padding=1), "out": conv(5, 2)},
+        _convolutional,
+        {"a": "abcd", "b": "efghi"},
+    ),
+    Row("zeros to which channels are added are those", one(), through(lambda a: a + a.new_zeros(a.shape)), APART),
+    Row(
+        "tokens of zeros share the channels of those they are laid beside",
+        flat(),
+        through(lambda a: torch.cat([a, a.new_zeros(2, 1, a.shape[2])], 1)),
+        APART,
+        TOKENS,
+    ),
+    Row(
+        "a signal of zeros beside one",
+        lambda: {"a": nn.Conv1d(3, 4, 1), "b": nn.Conv1d(8, 5, 1), "out": nn.Conv1d(5, 2, 1)},
+        lambda net, x: net.out(net.b(torch.cat([net.a(x), x.new_zeros(2, 4, x.shape[2])], 1))),
+        {"a": "abcd", "b": "efghi"},
+        SIGNAL,
+        {"a": "abcd", "b": "efghi"},
     ),
     Row(
         "numbers for each token of a table leave its channels alone",

@@ -11,8 +11,8 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, thin, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, TensorRef
-from hyperprune.labels.lookahead import CASTS, is_a_layers_own
-from hyperprune.labels.reasons import BROADCAST, RANDOM
+from hyperprune.labels.lookahead import CASTS, is_a_layers_own, state_axis
+from hyperprune.labels.reasons import BROADCAST, RANDOM, SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
 from hyperprune.trace import plain_name
 
@@ -159,15 +159,11 @@ BINARY = [
 
 SCALING = ("aten::mul", "aten::multiply", "aten::div", "aten::divide")
 
+FILLED = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
+
 MAKES = [
     "new_empty",
-    "new_zeros",
-    "new_ones",
-    "new_full",
     "empty",
-    "zeros",
-    "ones",
-    "full",
     "arange",
     "rand",
     "randn",
@@ -301,6 +297,19 @@ def _is_left_of(labels: Tensor, carrier: Tensor) -> bool:
         if size == 1:
             first = first.narrow(axis, 0, 1)
     return first.shape == labels.shape and torch.equal(thin(first), thin(labels))
+
+
+@rule(*FILLED)
+def filled(call: Call) -> Any:
+    """A state made in forward() (of a recurrent cell, before its first step) has channels: those that it meets."""
+    axis = state_axis(call.node)
+    if axis is None or call.shape[axis] == 1:
+        return call.constant()
+    if call.choose("channels of a state") == "freeze":
+        return call.pinned(SIZE_IN_FORWARD)
+    channels = call.fresh(call.shape[axis])
+    call.sized(channels)
+    return call.along(channels, axis)
 
 
 @rule(*MAKES)
