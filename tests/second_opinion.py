@@ -171,4 +171,5 @@ def _disturb_(tensor: Tensor, axis: int, places: Tensor, positive: bool, rng: to
     part = tensor.index_select(axis, places)
     noise = torch.randn(part.shape, generator=rng).to(part)
     spread = float(tensor.float().std(correction=0)) or 0.5
-    tensor.index_copy_(axis, places, part * (0.5 + noise.abs()) if positive else part + spread * noise)
+    disturbed = part * (0.5 + noise.abs()) if positive else part + spread * noise
+    tensor.index_copy_(axis, places, disturbed.to(tensor.dtype))

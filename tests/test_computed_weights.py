@@ -1,4 +1,4 @@
-"""Weights that forward() computes before use: standardised rows, split attention, branches, mixtures of experts."""
+"""Weights that forward() computes before use: standardised rows, masks, scales, split attention, branches, mixtures."""
 
 from __future__ import annotations
 
@@ -161,6 +161,75 @@ def test_an_activation_inside_the_layer_keeps_what_it_reads() -> None:
     hyper, slim = halved(Net(parts, lambda net, x: net.out(net.std(net.stem(x)))), image())
     assert "computed in forward()" in stays(hyper, "stem")
     assert slim.std.out_channels < 8
+
+
+class Multiplied(nn.Conv2d):
+    """A convolution whose weight a second tensor multiplies: a mask (PixelCNN), a scale for each channel."""
+
+    def __init__(self, inputs: int, outputs: int, by: Tensor, **options: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, **options)
+        if by.is_floating_point():
+            self.by = nn.Parameter(by)
+        else:
+            self.register_buffer("by", by)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.by.to(self.weight) * self.weight
+        return F.conv2d(x, weight, self.bias, padding=1, groups=self.groups)
+
+
+def mask(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(2)) > 0.4
+
+
+FACTORS = {
+    "a mask": mask(10, 6, 3, 3),
+    "a scale for each element": 0.5 + torch.rand(10, 6, 3, 3),
+    "a scale for each channel made": 0.5 + torch.rand(10, 1, 1, 1),
+    "a scale for each channel read": 0.5 + torch.rand(6, 1, 1),
+    "a scale for each pair of channels": 0.5 + torch.rand(10, 6, 1, 1),
+    "one mask for all channels": mask(3, 3),
+    "a mask too large to name each element of": mask(200, 160, 3, 3),
+}
+
+
+@pytest.mark.parametrize("generator", [None, DHP()], ids=["lean", "DHP"])
+@pytest.mark.parametrize("by", FACTORS)
+def test_what_multiplies_a_weight_loses_the_same_channels(by: str, generator: DHP | None) -> None:
+    factor = FACTORS[by]
+    outputs, inputs = factor.shape[:2] if factor.ndim == 4 and factor.shape[1] > 1 else (10, 6)
+    parts = {"a": nn.Conv2d(3, inputs, 1), "b": Multiplied(inputs, outputs, factor), "out": nn.Conv2d(outputs, 2, 1)}
+    model = Net(parts, lambda net, x: net.out(torch.relu(net.b(torch.relu(net.a(x))))))
+    hyper = hyperize(model, image(), generator=generator)
+    assert (units_of(hyper, "a"), units_of(hyper, "b")) == (inputs, outputs)
+    hyper.bank.remove_(torch.arange(hyper.coupling.units) % 2 == 0)
+    slim, proof = export_with_proof(hyper)
+    assert slim.b.weight.shape[:2] == (outputs // 2, inputs // 2)
+    assert proof.relative_error <= 1e-6
+
+
+def test_a_scale_for_each_depthwise_filter_goes_with_it() -> None:
+    """A fixed mask as the weight, a trained scale for each channel (edge-oriented convolutions, ECBSR)."""
+    parts = {
+        "a": nn.Conv2d(3, 8, 1),
+        "edges": Multiplied(8, 8, 0.5 + torch.rand(8, 1, 1, 1), groups=8),
+        "out": nn.Conv2d(8, 2, 1),
+    }
+    parts["edges"].weight.requires_grad_(False)
+    hyper, slim = halved(Net(parts, lambda net, x: net.out(net.edges(net.a(x)))), image())
+    assert units_of(hyper, "a") == 8
+    assert len(slim.edges.by) == slim.edges.groups == slim.out.in_channels < 8
+
+
+def test_a_number_over_a_weight_is_no_weight() -> None:
+    class Inverse(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, 1 / (self.weight.abs() + 1), self.bias)
+
+    parts = {"a": nn.Conv2d(3, 6, 1), "b": Inverse(6, 8, 1), "c": nn.Conv2d(8, 7, 1), "out": nn.Conv2d(7, 2, 1)}
+    hyper, _ = halved(Net(parts, lambda net, x: net.out(net.c(net.b(net.a(x))))), image())
+    assert "computed in forward()" in stays(hyper, "a")
+    assert units_of(hyper, "c") == 7
 
 
 @pytest.mark.parametrize(("radix", "groups"), [(1, 1), (2, 1), (4, 1)])

@@ -13,6 +13,7 @@ from torch import Tensor
 from hyperprune.labels import rules as _rules  # noqa: F401  (importing the rules registers them)
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import Attention, Freeze, Ledger, Standardised, TensorRef, UseCall
+from hyperprune.labels.lookahead import masks_weights
 from hyperprune.labels.multihead import couple_widths
 from hyperprune.labels.reasons import CONSTANT, INPUT, OUTPUT, SIZE_IN_FORWARD
 from hyperprune.labels.registry import Rule, find
@@ -89,14 +90,16 @@ class _Flow:
 
     def _placeholder(self, node: torch.fx.Node) -> Any:
         value = node.meta.get("val")
-        if node.name in self._names and isinstance(value, Tensor) and not self._is_table(node.name, value):
+        if node.name in self._names and isinstance(value, Tensor) and not self._is_table(node, value):
             return TensorRef(self._names[node.name], tuple(value.shape), node.name in self._trace.parameters)
         reason = CONSTANT if node.name in self._names or node.name.startswith("c_") else INPUT
         return self._fixed(node, reason)
 
-    def _is_table(self, name: str, value: Tensor) -> bool:
+    def _is_table(self, node: torch.fx.Node, value: Tensor) -> bool:
         """Say whether a buffer is a table of positions or a mask, not something with channels."""
-        return name in self._trace.buffers and (not value.is_floating_point() or value.numel() > LARGEST_BUFFER)
+        if node.name not in self._trace.buffers or masks_weights(node):
+            return False
+        return not value.is_floating_point() or value.numel() > LARGEST_BUFFER
 
     def _output(self, node: torch.fx.Node) -> None:
         where = Origin("output", "", "")

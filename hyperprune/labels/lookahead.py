@@ -102,6 +102,12 @@ def is_a_layers_own(node: torch.fx.Node) -> bool:
     return bool(users) and all(plain_name(user) in WEIGHTED and node in user.args[1:3] for user in users)
 
 
+def masks_weights(node: torch.fx.Node) -> bool:
+    """Say whether all that is made of a value is the weights of layers, by products and casts."""
+    made = [user for user in _reached(node, CASTS) if plain_name(user) not in CASTS]
+    return bool(made) and all(plain_name(user) == "mul" and is_a_layers_own(user) for user in made)
+
+
 def is_within(path: str, module: str) -> bool:
     """Say whether a path is that of a module or of one inside it."""
     return path == module or path.startswith(f"{module}.")

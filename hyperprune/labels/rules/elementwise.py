@@ -11,7 +11,7 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, thin, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, TensorRef
-from hyperprune.labels.lookahead import CASTS, is_a_layers_own, state_axis
+from hyperprune.labels.lookahead import CASTS, is_a_layers_own, masks_weights, state_axis
 from hyperprune.labels.reasons import BROADCAST, RANDOM, SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
 from hyperprune.trace import plain_name
@@ -191,9 +191,10 @@ def drawn(call: Call) -> Any:
 
 @rule(*CASTS)
 def cast(call: Call) -> Any:
-    """A parameter in another type is still that parameter; labels pass through."""
+    """A parameter in another type is still that parameter, a mask of weights that mask; labels pass through."""
     value = call.tensors()[0]
-    return value if isinstance(value, TensorRef) and value.is_parameter else call.labels(value)
+    same = isinstance(value, TensorRef) and (value.is_parameter or masks_weights(call.node))
+    return value if same else call.labels(value)
 
 
 @rule(*BINARY)
@@ -250,17 +251,37 @@ def _placed(call: Call, operands: list[Tensor]) -> list[Tensor]:
 
 
 def _scaled_weight(call: Call) -> TensorRef | None:
-    """Return the weight that a number multiplies on its way to its layer (equalised learning rates): still that weight.
+    """Return the weight that something multiplies on its way to its layer (equalised rates, masks): still that weight.
 
-    The number may follow from the weight's shape. What does not export exactly is read as any product.
+    A number may follow from the weight's shape. A scale of each channel, or a mask, is sliced along with the weight.
+    What does not export exactly is read as any product.
     """
-    value, *others = call.tensors()
-    if others or type(value) is not TensorRef or not value.is_parameter or len(value.shape) < 2:
+    if call.operator not in SCALING or not is_a_layers_own(call.node):
         return None
-    if call.operator not in SCALING or not is_a_layers_own(call.node) or call.choose("a number that stays") == "freeze":
+    factors = call.tensors()
+    weight = next((value for value in factors[: 1 if "div" in call.operator else 2] if _is_whole(value, call)), None)
+    others = [value for value in factors if value is not weight]
+    if weight is None or any(isinstance(other, Tensor) and len(varying_axes(other)) > 1 for other in others):
         return None
-    call.sized(call.axis(value, 0), call.axis(value, 1))
-    return value
+    if call.choose("still that weight") == "freeze":
+        return None
+    for other in others:
+        _sliced_along(call, other, weight)
+    call.sized(call.axis(weight, 0), call.axis(weight, 1))
+    return weight
+
+
+def _is_whole(value: Any, call: Call) -> bool:
+    return type(value) is TensorRef and value.is_parameter and value.shape == call.shape and len(value.shape) > 1
+
+
+def _sliced_along(call: Call, other: Any, weight: TensorRef) -> None:
+    """Tie what multiplies a weight to the channels that this makes and reads; they align at the last axis."""
+    ahead = len(weight.shape) - len(other.shape)
+    for axis in range(2):
+        if (own := axis - ahead) >= 0 and other.shape[own] > 1:
+            lines = call.axis(other, own) if isinstance(other, TensorRef) else call.channels(other, own)
+            call.tie(lines, call.axis(weight, axis))
 
 
 def tie_all(call: Call, operands: list[Tensor]) -> Tensor:
