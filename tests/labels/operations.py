@@ -101,6 +101,12 @@ def _recurrent(net: Any, x: Tensor) -> Tensor:
     return net.out(state)
 
 
+def _separated(net: Any, x: Tensor) -> Tensor:
+    mixed = net.a(x)
+    masks = net.masks(mixed).sigmoid().reshape(len(x), 2, mixed.shape[1], -1)
+    return net.out((masks * mixed.unsqueeze(1)).flatten(0, 1))
+
+
 def _convolutional(net: Any, x: Tensor) -> Tensor:
     image, state = net.a(x), x.new_zeros(len(x), net.b.weight.shape[0], *x.shape[2:])
     for _ in range(2):
@@ -543,6 +549,13 @@ ELEMENTWISE = [
         lambda: {"a": conv(3, 4), "b": conv(9, 5, 3, padding=1), "out": conv(5, 2)},
         _convolutional,
         {"a": "abcd", "b": "efghi"},
+    ),
+    Row(
+        "masks for several sources lose the channels of what they mask (Conv-TasNet)",
+        lambda: {"a": nn.Conv1d(3, 4, 1), "masks": nn.Conv1d(4, 8, 1), "out": nn.Conv1d(4, 2, 1)},
+        _separated,
+        {"a": "abcd", "masks": "abcdabcd"},
+        SIGNAL,
     ),
     Row("zeros to which channels are added are those", one(), through(lambda a: a + a.new_zeros(a.shape)), APART),
     Row(

@@ -169,7 +169,7 @@ def view(call: Call) -> Any:
     if before > 1 and call.is_table(x) and leads_to_resizing(call.node):
         return _as_image(call, x, moved)
     if len(after) > max(before, 1):
-        _tie_rows(call, moved, after, split_before=before > 1)
+        moved = _tied_rows(call, moved, after, split_before=before > 1)
     elif len(after) == 1:
         _merge(call, moved, after[0])
     if after:
@@ -184,17 +184,16 @@ def _as_image(call: Call, table: Tensor, moved: Tensor) -> Tensor:
     return moved
 
 
-def _tie_rows(call: Call, moved: Tensor, axes: list[int], split_before: bool) -> None:
+def _tied_rows(call: Call, moved: Tensor, axes: list[int], split_before: bool) -> Tensor:
     readings, wide = _readings_of_rows(call, axes, split_before)
     reading = call.choose(*readings)
     if reading == "freeze":
         call.freeze(moved, SIZE_IN_FORWARD)
-        return
-    for axis in axes:
-        if axis != int(reading.split()[0]):
-            call.together(moved, axis)
+        return moved
+    tied = call.together(moved, *(axis for axis in axes if axis != int(reading.split()[0])))
     if reading.endswith("follows"):
         _follow_input(call, moved[tuple(slice(None) if at in wide else 0 for at in range(moved.ndim))])
+    return moved if leads_to_attention(call.node) else tied.expand(moved.shape)  # its products name each channel
 
 
 def _readings_of_rows(call: Call, axes: list[int], split_before: bool) -> tuple[list[str], list[int]]:
