@@ -630,6 +630,25 @@ def test_zeros_of_a_written_size_keep_what_they_meet_and_say_so() -> None:
     assert SIZE_IN_FORWARD in stays(hyper, "first")
 
 
+class Conditioned(nn.Module):
+    """Scales and shifts an image by one number per example, stretched to an embedding of written length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.embed, self.out = nn.Conv2d(3, 6, 1), nn.Linear(4, 12), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = x.mean((1, 2, 3)).unsqueeze(1).expand(-1, 4)
+        scale, shift = self.embed(level)[:, :, None, None].chunk(2, 1)
+        return self.out(torch.relu(self.image(x) * (1 + scale) + shift))
+
+
+def test_a_layer_keeps_what_it_reads_of_a_stretched_number() -> None:
+    hyper, slim = halved(Conditioned(), torch.randn(IMAGE))
+    assert (units_of(hyper, "image"), units_of(hyper, "embed")) == (6, 12)
+    assert slim.embed.in_features == 4
+
+
 class Upcast(nn.Module):
     """Attention weights in float32, whatever the network's type: in float64 it does not run."""
 

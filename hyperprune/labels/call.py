@@ -81,7 +81,8 @@ class Call:
 
     def channels(self, value: Any, axis: int) -> Tensor:
         """Return the labels along one axis, shape ``[size]``; what lies at one position there goes together."""
-        labels = self.settled(self.labels(value), axis)
+        labels = self.labels(value)
+        labels = self.pinned(CONSTANT, tuple(labels.shape)) if self.is_elastic(labels) else self.settled(labels, axis)
         axis %= labels.ndim
         others = [at for at in range(labels.ndim) if at != axis]
         return self.together(labels, *others, reason=SEVERAL_AXES).reshape(-1)

@@ -22,7 +22,7 @@ SCALING = ("mul", "addcmul")
 ROOTS = {"sqrt": 0.5, "rsqrt": -0.5}  # and the powers they stand for
 LENGTHS = ("norm", "linalg_vector_norm")
 BOUNDED = ("clamp_min", "clamp", "expand", "expand_as", "add")  # what becomes of a length before it divides
-LAID_OUT = (*PASSING, "view", "reshape", "unsqueeze", "slice")
+LAID_OUT = (*PASSING, "view", "reshape", "unsqueeze", "slice", "expand", "expand_as")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,10 @@ def written_norm(reduction: torch.fx.Node) -> WrittenNorm | None:
     """Return the norm that a mean, variance or length is part of; None unless its layer is nothing but that norm."""
     x = _uncast(reduction.args[0])
     if plain_name(reduction) in LENGTHS:
-        return _unit_norm(x, reduction)
+        return _unit_norm(x, reduction, reduction) if reduction.args[1:2] == (2,) else None
+    if plain_name(reduction) == "sum":
+        root = _only_user(_only_user(reduction, "add") or reduction, "sqrt")
+        return _unit_norm(_uncast(x.args[0]), x, root) if _are_squares(x) and root is not None else None
     if plain_name(x) in LENGTHS:
         return _response_norm(_uncast(x.args[0]), x, reduction)
     if plain_name(reduction) == "var" or not _are_squares(x):
@@ -109,20 +112,21 @@ def _response_norm(x: torch.fx.Node, lengths: torch.fx.Node, mean: torch.fx.Node
     return _weighted(scaled, "response") if same_axes else None
 
 
-def _unit_norm(x: torch.fx.Node, length: torch.fx.Node) -> WrittenNorm | None:
-    """Match ``x / max(length, eps)``; a number may multiply it before the weight does."""
-    if len(length.args) < 2 or length.args[1] != 2:
-        return None
-    scaled, reading = _only_user(length, "div", *BOUNDED), {length}
+def _unit_norm(x: torch.fx.Node, start: torch.fx.Node, length: torch.fx.Node) -> WrittenNorm | None:
+    """Match ``x / max(length, eps)``, the length by one call or from squares; a number may multiply it then.
+
+    Args:
+        start: the call that reads x on the way to its length.
+    """
+    scaled = _only_user(length, "div", *BOUNDED)
     while scaled is not None and plain_name(scaled) != "div":
-        reading |= {scaled} & set(_users(x))  # its shape
         scaled = _only_user(scaled, "div", *BOUNDED)
-    if scaled is None or _uncast(scaled.args[0]) is not x or not _is_all_that_happens(x, length, {*reading, scaled}):
+    if scaled is None or _uncast(scaled.args[0]) is not x or not _is_all_that_happens(x, length, {start, scaled}):
         return None
     product = _only_user(scaled, "mul")
     if product is not None and not all(isinstance(arg, torch.fx.Node) for arg in product.args):
         scaled = product  # by a number
-    return WrittenNorm(None, "unit") if is_all_of_its_layer(length, scaled) else _weighted(scaled, "unit")
+    return WrittenNorm(None, "unit") if is_all_of_its_layer(start, scaled) else _weighted(scaled, "unit")
 
 
 def _divided_by_root(variance: torch.fx.Node) -> tuple[torch.fx.Node | None, bool]:
@@ -187,8 +191,9 @@ def _mean_of(x: torch.fx.Node, layer: str) -> torch.fx.Node | None:
 
 
 def _users(node: torch.fx.Node, passing: tuple[str, ...] = PASSING) -> list[torch.fx.Node]:
-    """Return the calls that use a value, whatever type it was cast to."""
-    return [use for user in node.users for use in (_users(user, passing) if _is(user, passing) else [user])]
+    """Return the calls that use a value, whatever type it was cast to; those that take its shape alone are none."""
+    users = [user for user in node.users if not (_is(user, ("expand_as",)) and user.args[0] is not node)]
+    return [use for user in users for use in (_users(user, passing) if _is(user, passing) else [user])]
 
 
 def _only_user(node: torch.fx.Node | None, *names: str) -> torch.fx.Node | None:

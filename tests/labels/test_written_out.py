@@ -69,6 +69,12 @@ def scaled_first(layer: nn.Module, x: Tensor, power: float = 0.5) -> Tensor:
     return layer.scale * off_mean(x) / torch.pow(variance + 1e-8, power) + layer.shift
 
 
+def ssd(layer: nn.Module, x: Tensor) -> Tensor:
+    length = x.pow(2).sum(dim=-1, keepdim=True).sqrt() + 1e-10
+    x = torch.div(x, length)
+    return layer.scale.unsqueeze(0).unsqueeze(1).expand_as(x) * x
+
+
 KNOWN: dict[str, tuple[Written, str]] = {
     "rms": (lambda layer, x: x * root_of_squares(x) * layer.scale, "rms"),
     "rms by square": (lambda layer, x: x * (x.square().mean(-1, True) + 1e-6).rsqrt() * layer.scale, "rms"),
@@ -78,6 +84,15 @@ KNOWN: dict[str, tuple[Written, str]] = {
     "layer norm scaled by its scale and one": (lambda layer, x: with_variance(layer, x, more=1.0), "layer"),
     "response norm": (convnext_v2, "response"),
     "response norm in timm's words": (timms_v2, "response"),
+    "unit norm by the root of a sum (SSD)": (ssd, "unit"),
+    "unit norm with an epsilon under the root": (
+        lambda layer, x: x / torch.sqrt(torch.sum(x * x, -1, keepdim=True) + 1e-6) * layer.scale,
+        "unit",
+    ),
+    "unit norm by a length that is stretched": (
+        lambda layer, x: layer.scale.expand_as(x) * (x / x.norm(dim=-1, keepdim=True).clamp(min=1e-6).expand_as(x)),
+        "unit",
+    ),
     "layer norm": (convnext, "layer"),
     "layer norm with a call for the variance": (with_variance, "layer"),
     "layer norm that takes the mean off once": (once_off, "layer"),
@@ -117,6 +132,12 @@ UNKNOWN: dict[str, Written] = {
     "cubes": lambda layer, x: x * torch.rsqrt(x.pow(3).mean(-1, keepdim=True) + 9) * layer.scale,
     "another mean": lambda layer, x: (x - x.amax(-1, keepdim=True)) * root_of_squares(x) * layer.scale,
     "a part of the result": of_one_half,
+    "a sum of cubes": lambda layer, x: x / (x.pow(3).sum(-1, keepdim=True) + 99).sqrt() * layer.scale,
+    "a sum without a root": lambda layer, x: x / (x.square().sum(-1, keepdim=True) + 1e-6) * layer.scale,
+    "the root of a sum multiplies": lambda layer, x: x * x.square().sum(-1, keepdim=True).sqrt() * layer.scale,
+    "the sum is used once more": lambda layer, x: (
+        x / ((total := x.square().sum(-1, keepdim=True)).sqrt() + 1e-6) * layer.scale + total
+    ),
     "not what enters the layer": lambda layer, x: llama(layer, torch.relu(x)),
     "the lengths' mean is used once more": lambda layer, x: (
         x * ((g := lengths_of(x)) / ((mean := g.mean(-1, keepdim=True)) + 1e-6)) * layer.scale + mean

@@ -36,8 +36,8 @@ REDUCING = [
     "var_mean",
     "std_mean",
 ]
-LENGTH = "aten::linalg_vector_norm"  # of a unit norm it is stretched to the shape that it divides
-NORMS = ("aten::mean", "aten::var", LENGTH)  # that a layer may write out
+LENGTHS = ("aten::linalg_vector_norm", "aten::sum")  # of a unit norm they are stretched to the shape that they divide
+NORMS = ("aten::mean", "aten::var", *LENGTHS)  # that a layer may write out
 KEEPING = ["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "sort", "topk"]
 
 
@@ -53,7 +53,7 @@ def reduce(call: Call) -> Any:
     axes = named_axes(call.arg("dim"), x.ndim)
     if any(varies(x, axis) for axis in axes):
         if len(varying_axes(x)) == 1 and _is_counted(call, x, axes):
-            return torch.tensor(ELASTIC).expand(call.shape) if call.operator == LENGTH else call.pinned(REDUCED)
+            return torch.tensor(ELASTIC).expand(call.shape) if call.operator in LENGTHS else call.pinned(REDUCED)
         if not set(varying_axes(x)) - set(axes):
             return call.give_up(REDUCED)
         x = call.together(x, *axes, reason=REDUCED)
@@ -105,7 +105,7 @@ def _is_counted(call: Call, x: Tensor, axes: list[int]) -> bool:
     from_end = min(call.arg("dim")) < 0 if spatial else axis == x.ndim - 1
     at = axis - x.ndim if from_end else axis  # inputs may differ in rank
     name, channels = call.name_of_norm(weight), call.channels(x, axis)
-    node = call.node.name if call.operator == LENGTH and not firm else ""
+    node = call.node.name if call.operator in LENGTHS and not firm else ""
     call.living_norm(NormCall(name, channels, at, kind=norm.kind, spatial=spatial, offset=norm.offset, node=node))
     return True
 
