@@ -953,6 +953,26 @@ MOVEMENT = [
         {"a": "ab", "b": "aabb"},
     ),
     Row("expand over space", one(), through(lambda a: a.mean((2, 3), keepdim=True).expand(-1, -1, 4, 6)), APART),
+    *[
+        Row(
+            f"one gate for all channels, {says}, leaves these apart",
+            lambda: {"a": conv(3, 4), "gate": conv(4, 1), "out": conv(4, 2)},
+            lambda net, x, stretch=stretch: net.out((a := net.a(x)) * stretch(net.gate(a).sigmoid(), a)),
+            APART,
+        )
+        for says, stretch in {
+            "stretched": lambda gate, a: gate.expand_as(a),
+            "stretched by size": lambda gate, a: gate.expand(-1, a.shape[1], -1, -1),
+            "repeated": lambda gate, a: gate.repeat(1, a.shape[1], 1, 1),
+        }.items()
+    ],
+    Row(
+        "one gate repeated so many times keeps what it meets",
+        lambda: {"a": conv(3, 4), "gate": conv(4, 1), "out": conv(4, 2)},
+        lambda net, x: net.out((a := net.a(x)) * net.gate(a).repeat(1, 4, 1, 1)),
+        APART,
+        offered=NOTHING,
+    ),
     Row("expand_as", two(), meet(lambda a, b: a * b.mean((2, 3), keepdim=True).expand_as(a)), TIED),
     Row(
         "broadcast_to", one(), through(lambda a: a.mean((2, 3), keepdim=True).broadcast_to(2, a.shape[1], 4, 6)), APART

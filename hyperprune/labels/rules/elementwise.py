@@ -6,9 +6,10 @@ from math import prod
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor
 
-from hyperprune.labels.arrays import compact, thin, varies, varying_axes
+from hyperprune.labels.arrays import compact, extent, thin, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, TensorRef
 from hyperprune.labels.lookahead import CASTS, is_a_layers_own, masks_weights, state_axis
@@ -207,7 +208,8 @@ def between(call: Call) -> Any:
     """
     if (weight := _scaled_weight(call)) is not None:
         return weight
-    operands = _placed(call, _stretched(call, [call.labels(value) for value in call.tensors()]))
+    operands = [call.labels(value) for value in call.tensors()]
+    operands = _placed(call, _stretched(call, _unrepeated(call, operands)))
     shape = call.shape
     busy = [any(_varies_in(o, axis, len(shape)) for o in operands) for axis in range(len(shape))]
     carriers = [o for o in operands if not _is_broadcast(o, shape, busy)]
@@ -219,6 +221,33 @@ def between(call: Call) -> Any:
     if not carriers:
         return call.pinned(BROADCAST)
     return tie_all(call, [carrier.expand(shape) for carrier in carriers])
+
+
+def _unrepeated(call: Call, operands: list[Tensor]) -> list[Tensor]:
+    """Read a channel that is repeated for all channels that it meets (``x * gate.expand_as(x)``) as if broadcast."""
+    repeated = [node for node in call.node.all_input_nodes if _repeats(node)]
+    sources = [_before(call, o, repeated) for o in operands]
+    single = {at - o.ndim for o in sources for at, size in enumerate(o.shape) if size == 1 < call.shape[at - o.ndim]}
+    met = [o for o, source in zip(operands, sources, strict=True) if o is source and o.shape == call.shape]
+    meeting = [extent(o, at) for o in met for at in varying_axes(o) if at - o.ndim in single]
+    if not repeated or not meeting or call.choose("as if broadcast") == "freeze":
+        return operands
+    call.sized(*meeting)
+    return sources
+
+
+def _before(call: Call, labels: Tensor, repeated: list[torch.fx.Node]) -> Tensor:
+    """Return the labels of what was repeated, if one of these calls made the labels."""
+    sources = [call.value(node.args[0]) for node in repeated if call.value(node) is labels]
+    return next((source for source in sources if isinstance(source, Tensor)), labels)
+
+
+def _repeats(node: torch.fx.Node) -> bool:
+    """Say whether a call repeats a value along axes of length 1 alone."""
+    if plain_name(node) not in ("expand", "expand_as", "repeat", "tile"):
+        return False
+    before, after = (made.meta["val"].shape for made in (node.all_input_nodes[0], node))
+    return len(before) == len(after) and all(size in (1, new) for size, new in zip(before, after, strict=True))
 
 
 def _stretched(call: Call, operands: list[Tensor]) -> list[Tensor]:
