@@ -197,6 +197,20 @@ LAYERS = [
         {"a": "abcd", "g": "aabbccdd"},
     ),
     Row("conv1d", lambda: {"a": nn.Conv1d(3, 4, 3), "out": nn.Conv1d(4, 2, 3)}, through(lambda a: a), APART, SIGNAL),
+    Row(
+        "a pointwise convolution over tokens mixes them within each channel",
+        lambda: {"a": nn.Linear(3, 4), "mix": nn.Conv1d(5, 6, 1), "out": nn.Linear(4, 2)},
+        lambda net, x: net.out(net.mix(net.a(x)).relu()),
+        APART,
+        TOKENS,
+    ),
+    Row(
+        "a wider convolution over tokens reads several channels at a time: these stay",
+        lambda: {"a": nn.Linear(3, 4), "mix": nn.Conv1d(5, 6, 3, padding=1), "out": nn.Linear(4, 2)},
+        lambda net, x: net.out(net.mix(net.a(x)).relu()),
+        NOTHING,
+        TOKENS,
+    ),
     Row("conv3d", lambda: {"a": nn.Conv3d(3, 4, 1), "out": nn.Conv3d(4, 2, 1)}, through(lambda a: a), APART, VOLUME),
     Row(
         "an image without a batch axis",

@@ -24,9 +24,21 @@ def convolution(call: Call) -> Any:
     weight = call.arg("weight")
     if not isinstance(weight, TensorRef):
         return _with_computed(call, weight)
+    if (mixed := _mixed_positions(call, weight)) is not None:
+        return mixed
     if isinstance(weight, Standardised) and call.arg("groups", 1) == 1:
         _living_rows(call, weight)
     return _convolve(call, weight, reads=1, writes=0, positions=prod(call.shape) // weight.shape[0])
+
+
+def _mixed_positions(call: Call, weight: TensorRef) -> Tensor | None:
+    """Return what a pointwise convolution makes of tokens that lie where it reads channels (token mixing)."""
+    x, axis = call.labels(call.arg("input")), _axis(call, weight)
+    pointwise = set(weight.shape[2:]) == {1} and x.shape[axis + 1 :] == call.shape[axis + 1 :]
+    if not pointwise or call.arg("groups", 1) > 1 or not varying_axes(x) or varies(x, axis):
+        return None
+    call.applied_to_each(weight, prod(call.shape) // weight.shape[0], x)
+    return _across_positions(call, x, weight, axis)
 
 
 def _with_computed(call: Call, weight: Tensor) -> Any:
@@ -132,7 +144,7 @@ def linear(call: Call) -> Any:
     x, positions = call.labels(call.arg("input")), prod(call.shape) // weight.shape[0]
     if x.ndim > 1 and varying_axes(x) and not varies(x, x.ndim - 1):
         call.applied_to_each(weight, positions, x)
-        return _across_positions(call, x, weight)
+        return _across_positions(call, x, weight, x.ndim - 1)
     call.applied(weight, positions)
     call.tie(call.reads(weight, 1), call.channels(x, -1))
     made = call.writes(weight, 0)
@@ -140,13 +152,13 @@ def linear(call: Call) -> Any:
     return call.along(made, -1)
 
 
-def _across_positions(call: Call, x: Tensor, weight: TensorRef) -> Tensor:
-    """A layer that mixes positions within each channel: the positions stay, channels pass through."""
-    for axis in (0, 1):
-        call.freeze(call.axis(weight, axis), POSITIONS)
+def _across_positions(call: Call, x: Tensor, weight: TensorRef, axis: int) -> Tensor:
+    """A layer that mixes the positions along an axis within each channel: these stay, channels pass through."""
+    for own in (0, 1):
+        call.freeze(call.axis(weight, own), POSITIONS)
     if isinstance(call.arg("bias"), TensorRef):
         call.freeze(call.axis(call.arg("bias"), 0), POSITIONS)
-    return x.narrow(-1, 0, 1).expand(call.shape)
+    return x.narrow(axis, 0, 1).expand(call.shape)
 
 
 @rule("batch_norm", "instance_norm")
