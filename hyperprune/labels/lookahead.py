@@ -103,9 +103,16 @@ def is_a_layers_own(node: torch.fx.Node) -> bool:
 
 
 def masks_weights(node: torch.fx.Node) -> bool:
-    """Say whether all that is made of a value is the weights of layers, by products and casts."""
-    made = [user for user in _reached(node, CASTS) if plain_name(user) not in CASTS]
-    return bool(made) and all(plain_name(user) == "mul" and is_a_layers_own(user) for user in made)
+    """Say whether a value is of use for products with weights alone, each as large as what a layer then reads."""
+    users = list(_reached(node, CASTS))
+    casts = {node, *(user for user in users if plain_name(user) in CASTS)}
+    products = [user for user in users if user not in casts]
+    return bool(products) and all(_is_scaled_weight(product, casts) for product in products)
+
+
+def _is_scaled_weight(product: torch.fx.Node, scales: set[torch.fx.Node]) -> bool:
+    weights = [source.meta["val"].shape for source in product.all_input_nodes if source not in scales]
+    return plain_name(product) == "mul" and weights == [product.meta["val"].shape] and is_a_layers_own(product)
 
 
 def is_within(path: str, module: str) -> bool:

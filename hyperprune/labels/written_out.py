@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch.fx
 
 from hyperprune.labels.ledger import NormKind
-from hyperprune.labels.lookahead import CASTS, is_all_of_its_layer
+from hyperprune.labels.lookahead import CASTS, is_all_of_its_layer, is_within
 from hyperprune.trace import owner, plain_name
 
 PASSING = (*CASTS, "alias")
@@ -106,7 +106,7 @@ def _response_norm(x: torch.fx.Node, lengths: torch.fx.Node, mean: torch.fx.Node
     if share is None or set(_users(lengths)) != {mean, share} or _uncast(share.args[0]) is not lengths:
         return None
     scaled = _only_user(share, "mul")
-    if scaled is None or owner(x) == owner(mean) or x not in [_uncast(arg) for arg in scaled.args]:
+    if scaled is None or not _enters(x, mean) or x not in [_uncast(arg) for arg in scaled.args]:
         return None
     same_axes = lengths.meta["val"].ndim == x.meta["val"].ndim
     return _weighted(scaled, "response") if same_axes else None
@@ -158,9 +158,14 @@ def _scaled_by(product: torch.fx.Node, kind: NormKind) -> WrittenNorm | None:
 
 
 def _is_all_that_happens(x: torch.fx.Node, call: torch.fx.Node, expected: set[torch.fx.Node]) -> bool:
-    """Say whether ``x`` comes from outside the layer that makes this call, which uses it in these ways alone."""
+    """Say whether ``x`` enters the layer that makes this call, which uses it in these ways alone."""
+    return _enters(x, call) and {user for user in _users(x) if owner(user) == owner(call)} == expected
+
+
+def _enters(x: torch.fx.Node, call: torch.fx.Node) -> bool:
+    """Say whether ``x`` comes from outside the layer that makes this call: the network itself is none."""
     layer = owner(call)
-    return owner(x) != layer and {user for user in _users(x) if owner(user) == layer} == expected
+    return bool(layer) and not is_within(owner(x), layer)
 
 
 def _are(args: tuple[object, ...], x: torch.fx.Node, mean: torch.fx.Node) -> bool:

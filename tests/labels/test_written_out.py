@@ -185,3 +185,18 @@ def test_the_scale_must_be_the_layers_own() -> None:
         lambda net, x: F.linear(net.a(x) * root_of_squares(net.a(x)) * net.scale, torch.ones(2, WIDTH)),
     )
     assert couple(model, torch.randn(1, 4, 3)).norms == ()
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["network", "block"])
+@pytest.mark.parametrize("form", KNOWN)
+def test_a_norm_amid_other_layers_keeps_its_channels(form: str, inside: bool) -> None:
+    """Its module may not be shown other numbers at its input: the norm reads what a layer inside makes."""
+    written, _ = KNOWN[form]
+    scale, shift = (nn.Parameter(torch.ones(WIDTH)) for _ in "ab")
+    parts = {"scale": scale, "shift": shift, "before": nn.Linear(3, WIDTH), "after": nn.Linear(WIDTH, 4)}
+    block = Net(parts, lambda net, x: net.after(written(net, net.before(x))))
+    head = nn.Sequential(nn.ReLU(), nn.Linear(4, 2))
+    whole = Net({"block": block, "head": head}, lambda net, x: net.head(net.block(x)))
+    coupling = couple(whole if inside else block, torch.randn(1, 4, 3))
+    assert coupling.norms == ()
+    assert any(stays.layer.endswith("before") for stays in coupling.frozen)

@@ -237,8 +237,9 @@ def _unrepeated(call: Call, operands: list[Tensor]) -> list[Tensor]:
 
 
 def _before(call: Call, labels: Tensor, repeated: list[torch.fx.Node]) -> Tensor:
-    """Return the labels of what was repeated, if one of these calls made the labels."""
-    sources = [call.value(node.args[0]) for node in repeated if call.value(node) is labels]
+    """Return the labels of what was repeated, if one of these calls made the labels; a constant follows anyway."""
+    made = [] if call.is_elastic(labels) else [node for node in repeated if call.value(node) is labels]
+    sources = [call.value(node.args[0]) for node in made]
     return next((source for source in sources if isinstance(source, Tensor)), labels)
 
 
