@@ -220,7 +220,7 @@ class Call:
             if len(node.all_input_nodes) != 1 or len(node.users) != 1:
                 return None
             node = node.all_input_nodes[0]
-        if not isinstance(node, torch.fx.Node) or not layer:
+        if not isinstance(node, torch.fx.Node) or not layer or is_within(owner(node), layer):
             return None
         value = self._values.get(node) if sum(owner(user) == layer for user in node.users) == 1 else None
         return self.labels(value) if isinstance(value, (Tensor, TensorRef)) else None

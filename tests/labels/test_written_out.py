@@ -187,11 +187,19 @@ def test_the_scale_must_be_the_layers_own() -> None:
     assert couple(model, torch.randn(1, 4, 3)).norms == ()
 
 
+CALLED: dict[str, Written] = {
+    "layer_norm": lambda layer, x: F.layer_norm(x, (WIDTH,), layer.scale, layer.shift),
+    "rms_norm": lambda layer, x: F.rms_norm(x, (WIDTH,), layer.scale),
+    "group_norm": lambda layer, x: F.group_norm(x.mT, 1, layer.scale, layer.shift).mT,
+    "normalize": lambda layer, x: F.normalize(x, dim=-1) * layer.scale,
+}
+
+
 @pytest.mark.parametrize("inside", [False, True], ids=["network", "block"])
-@pytest.mark.parametrize("form", KNOWN)
+@pytest.mark.parametrize("form", [*KNOWN, *CALLED])
 def test_a_norm_amid_other_layers_keeps_its_channels(form: str, inside: bool) -> None:
     """Its module may not be shown other numbers at its input: the norm reads what a layer inside makes."""
-    written, _ = KNOWN[form]
+    written = CALLED[form] if form in CALLED else KNOWN[form][0]
     scale, shift = (nn.Parameter(torch.ones(WIDTH)) for _ in "ab")
     parts = {"scale": scale, "shift": shift, "before": nn.Linear(3, WIDTH), "after": nn.Linear(WIDTH, 4)}
     block = Net(parts, lambda net, x: net.after(written(net, net.before(x))))
