@@ -126,17 +126,21 @@ def state_axis(node: torch.fx.Node) -> int | None:
     Layers read it, or it is laid beside others, or added to or multiplied by tensors of its own shape; nothing else.
     """
     passed = (*CASTS, "clone", "contiguous", "detach")
-    uses = [user for user in _reached(node, passed) if plain_name(user) not in passed]
-    if node.meta["val"].ndim < 2 or not all(_meets_channels(use) for use in uses):
+    users = list(_reached(node, passed))
+    same = {node, *(user for user in users if plain_name(user) in passed)}
+    uses = [user for user in users if user not in same]
+    if node.meta["val"].ndim < 2 or not all(_meets_channels(use, same) for use in uses):
         return None
     axes = {_channel_axis(use) for use in uses}
     return axes.pop() if len(axes) == 1 else None
 
 
-def _meets_channels(call: torch.fx.Node) -> bool:
-    shape = call.meta["val"].shape
+def _meets_channels(call: torch.fx.Node, made: set[torch.fx.Node]) -> bool:
+    name, shape = plain_name(call), call.meta["val"].shape
+    if name in WEIGHTED:
+        return made.isdisjoint(arg for arg in call.args[1:3] if isinstance(arg, torch.fx.Node))
     alike = all(source.meta["val"].shape == shape for source in call.all_input_nodes)
-    return plain_name(call) in (*JOINS, *WEIGHTED) or (plain_name(call) in ARITHMETIC and alike)
+    return name in JOINS or (name in ARITHMETIC and alike)
 
 
 def _channel_axis(call: torch.fx.Node) -> int:
@@ -144,7 +148,7 @@ def _channel_axis(call: torch.fx.Node) -> int:
     name, rank = plain_name(call), call.meta["val"].ndim
     if name in CONVOLUTIONS:
         return rank - 1 - int(name[-2])
-    if image := image_axis(call):
+    if name != "linear" and (image := image_axis(call)):
         return image[0]
     last = rank < 4 or name == "linear" or (name in JOINS and call.args[1:] in ((-1,), (rank - 1,)))
     return rank - 1 if last else 1

@@ -559,6 +559,12 @@ ELEMENTWISE = [
         TOKENS,
     ),
     Row(
+        "a state that a convolution reads (ConvGRU)",
+        lambda: {"a": conv(3, 4), "b": conv(4, 4, 3, padding=1), "out": conv(4, 2)},
+        lambda net, x: net.out((net.a(x) + net.b(x.new_zeros(2, net.b.weight.shape[1], *x.shape[2:]))).relu()),
+        TIED,
+    ),
+    Row(
         "a state beside channels has channels of its own",
         lambda: {"a": conv(3, 4), "b": conv(9, 5, 3, padding=1), "out": conv(5, 2)},
         _convolutional,
