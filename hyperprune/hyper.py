@@ -24,7 +24,7 @@ from hyperprune.edits import edited
 from hyperprune.errors import InputsError, ModelError, NothingPrunableError, SavingError, TraceError
 from hyperprune.generators import Generator, Lean, attach, generated
 from hyperprune.labels import Attention, flow, norms_in_groups
-from hyperprune.labels.reasons import OUTPUT, REMEDIES
+from hyperprune.labels.reasons import OUTPUT, PARAMETRIZED, REMEDIES
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
@@ -465,14 +465,23 @@ def _require_something(coupling: CouplingMap, model: nn.Module) -> None:
         raise NothingPrunableError(
             f"{type(model).__name__} has no convolution or linear layer that the example inputs reach."
         )
-    reasons = [f"  {f.layer}: {f.channels} channels stay: {f.reason} {f.where}".rstrip() for f in coupling.frozen]
-    reasons = reasons or [
-        "  no layer was met whose weight is a parameter with one axis for what it reads and one for what it makes: "
-        "weights that forward() computes (quantised, modulated) and tensors of experts or heads stay whole."
+    reasons = [
+        f"  {f.layer}: {f.channels} channels stay: {f.reason}{f' ({f.where})' * bool(f.where)}" for f in coupling.frozen
     ]
+    reasons = reasons or [f"  {_no_weight_met(model)}."]
     found = [f.reason for f in coupling.frozen if f.reason in REMEDIES]
     found = [reason for reason in found if reason != OUTPUT] or found  # every network has an output
     reasons += [f"what helps: {remedy}." for remedy in dict.fromkeys(REMEDIES[reason] for reason in found)]
     raise NothingPrunableError(
         f"nothing in {type(model).__name__} can be removed without changing its outputs:\n" + "\n".join(reasons)
+    )
+
+
+def _no_weight_met(model: nn.Module) -> str:
+    where = next((path for path, module in model.named_modules() if parametrize.is_parametrized(module)), None)
+    if where is not None:
+        return f"{where or type(model).__name__}, as every layer that was met, {PARAMETRIZED}"
+    return (
+        "no layer was met whose weight is a parameter with one axis for what it reads and one for what it makes: "
+        "weights that forward() computes (quantised, modulated) and tensors of experts or heads stay whole"
     )
