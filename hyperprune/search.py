@@ -28,6 +28,7 @@ from hyperprune.sparsifiers.actions import Fading, Shrink
 from hyperprune.sparsifiers.base import AtSchedule, described
 
 DECISIONS = 40
+STATE = "search"  # of an optimiser's state, if a search is attached to it
 LARGEST_JUMP = 0.1  # share of the dense cost that the last decision may cut without a warning
 
 _LATEST: weakref.WeakKeyDictionary[LatentBank, weakref.ref[Search]] = weakref.WeakKeyDictionary()
@@ -166,7 +167,18 @@ class Search:
             self._step_along()
 
     def _step_along(self) -> None:
-        _HOOKS[self._bank].append(self._optimizer.register_step_post_hook(self._after_step))
+        _HOOKS[self._bank] += [
+            self._optimizer.register_step_post_hook(self._after_step),
+            self._optimizer.register_state_dict_post_hook(self._saved_along),
+            self._optimizer.register_load_state_dict_pre_hook(self._loaded_along),
+        ]
+
+    def _saved_along(self, _: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return {**state, STATE: self.state_dict()}
+
+    def _loaded_along(self, _: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        if STATE in state:
+            self.load_state_dict(state[STATE])
 
     def _replaced(self) -> bool:
         latest = _LATEST.get(self._bank)
@@ -199,7 +211,9 @@ class Search:
         """Step by itself after every ``optimizer.step()``, for loops that are not yours to edit.
 
         The optimiser keeps the search alive, until a newer one takes its place. A step that AMP's scaler skips is none.
-        Being attached is no part of ``state_dict()``: attach again in the program that goes on.
+        The search's state travels with the optimiser's, as ``"search"`` of ``optimizer.state_dict()``: what saves and
+        loads that, as such loops do, resumes the search too. Being attached is no part of it: attach again in the
+        program that goes on, before the optimiser's state is loaded.
 
         Args:
             optimizer: the one the search was made with, or a wrapper around it (Accelerate's, Lightning's).

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hyperprune import Budget, HyperModel, HyperpruneError, L1Proximal, Search, export_pruned, hyperize
+from hyperprune import (
+    BinaryGates,
+    Budget,
+    Fisher,
+    HyperModel,
+    HyperpruneError,
+    L1Proximal,
+    Search,
+    export_pruned,
+    hyperize,
+)
 from tests.models import residual
 
 STEPS = 8
@@ -152,6 +162,79 @@ def test_the_learning_rate_is_read_where_it_is_after_the_optimiser_was_loaded() 
     assert torch.equal(hyper.bank.latents, before), "without a learning rate there is no step"
 
 
+def train(hyper: HyperModel, optimizer: Any, steps: int) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        backward(hyper)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("rule", [Fisher, L1Proximal, BinaryGates])
+def test_an_attached_search_is_saved_and_resumed_with_its_optimiser(tmp_path: Path, rule: Any) -> None:
+    torch.manual_seed(1)
+    whole, optimizer, search = start(sparsifier=rule(), every=2)
+    search.attach(optimizer)
+    train(whole, optimizer, 5)
+    torch.save({"network": whole.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    train(whole, optimizer, STEPS - 5)
+    resumed, other, its_search = start(sparsifier=rule(), every=2)
+    its_search.attach(other)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed.load_state_dict(state["network"])
+    other.load_state_dict(state["optimizer"])
+    assert its_search.step_count == 5
+    train(resumed, other, STEPS - 5)
+    assert its_search.done
+    assert_searched_alike(whole, resumed)
+
+
+def test_only_an_attached_search_travels_with_its_optimiser() -> None:
+    hyper, optimizer, search = start()
+    assert "search" not in optimizer.state_dict()
+    before = optimizer.state_dict()
+    search.attach(optimizer)
+    train(hyper, optimizer, 2)
+    optimizer.load_state_dict(before)
+    assert search.step_count == 2, "a state from before it was attached says nothing of it"
+    newer = Search(hyper, optimizer, Budget(macs=0.4), STEPS)
+    assert "search" not in optimizer.state_dict(), "a newer search, not attached, has taken its place"
+    assert newer.step_count == 0
+
+
+def test_the_state_of_another_search_leaves_search_and_optimiser_as_found() -> None:
+    hyper, optimizer, search = start()
+    search.attach(optimizer)
+    train(hyper, optimizer, 2)
+    other = torch.optim.SGD(hyper.parameter_groups(lr=0.5))
+    smaller = Search(hyper, other, Budget(macs=0.4), STEPS).attach(other)
+    with pytest.raises(HyperpruneError, match="budget"):
+        other.load_state_dict({**other.state_dict(), "search": search.state_dict()})
+    assert smaller.step_count == 0
+    assert [group["lr"] for group in other.param_groups] == [0.5, 0.5]
+
+
+def test_accelerate_resumes_the_search_with_its_state(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    accelerator = accelerate.Accelerator(cpu=True)
+    states = []
+    for resumes in (False, True):
+        torch.manual_seed(1)
+        hyper, optimizer, search = start(every=2)
+        model, wrapped = accelerator.prepare(hyper, optimizer)
+        search.attach(wrapped)
+        if resumes:
+            accelerator.load_state(str(tmp_path))
+            assert search.step_count == 4
+        else:
+            train(model, wrapped, 4)
+            accelerator.save_state(str(tmp_path))
+        train(model, wrapped, 4)
+        accelerator.free_memory()
+        assert search.done
+        states.append(hyper)
+    assert_searched_alike(*states)
+
+
 def test_accelerate(tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
@@ -182,23 +265,33 @@ def test_a_search_can_be_made_with_accelerates_wrapper() -> None:
     assert search.done
 
 
-def test_transformers_trainer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resumes", [False, True])
+def test_transformers_trainer(tmp_path: Path, resumes: bool) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate")
-    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
-    model = transformers.ResNetForImageClassification(config)
-    images, labels = torch.randn(24, 3, 32, 32), torch.arange(24) % 3
+    images, labels = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(2)), torch.arange(24) % 3
     examples = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
-    hyper = hyperize(model, {"pixel_values": images[:2]})
-    optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.02), momentum=0.9)
-    search = Search(hyper, optimizer, Budget(macs=0.5), steps=6).attach(optimizer)
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
     arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path), use_cpu=True, max_steps=9, per_device_train_batch_size=4, report_to=[],
-        disable_tqdm=True, save_strategy="steps", save_steps=9, max_grad_norm=1.0, label_names=["labels"],
+        output_dir=str(tmp_path), use_cpu=True, max_steps=9, per_device_train_batch_size=4, report_to=[], seed=5,
+        disable_tqdm=True, save_strategy="steps", save_steps=3, max_grad_norm=1.0, label_names=["labels"],
         remove_unused_columns=False,  # Trainer reads the names from forward, and HyperModel takes any
     )  # fmt: skip
-    trainer = transformers.Trainer(hyper, arguments, train_dataset=examples, optimizers=(optimizer, None))
-    trainer.train()
+
+    def searched(**resume: Any) -> tuple[HyperModel, Search]:
+        torch.manual_seed(4)
+        hyper = hyperize(transformers.ResNetForImageClassification(config), {"pixel_values": images[:2]})
+        optimizer = torch.optim.SGD(hyper.parameter_groups(lr=0.02), momentum=0.9)
+        search = Search(hyper, optimizer, Budget(macs=0.5), steps=6, every=2).attach(optimizer)
+        trainer = transformers.Trainer(hyper, arguments, train_dataset=examples, optimizers=(optimizer, None))
+        trainer.train(**resume)
+        return hyper, search
+
+    hyper, search = searched()
+    if resumes:
+        first = hyper
+        hyper, search = searched(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+        assert_searched_alike(first, hyper)
     assert search.done
     assert search.step_count == 6
     slim = export_pruned(hyper)
