@@ -79,7 +79,8 @@ def _check_plain(path: str, module: nn.Module) -> None:
         raise ModelError(
             f"layer {path!r} ({type(module).__name__}) has a weight norm or spectral norm of torch's old kind. Remove "
             "it first (torch.nn.utils.remove_weight_norm, remove_spectral_norm), and put it on the slim network again "
-            "if need be; or use those of torch.nn.utils.parametrizations, whose layers keep their channels."
+            "if need be; or use those of torch.nn.utils.parametrizations: layers with its weight_norm lose channels, "
+            "those with its spectral_norm keep them."
         )
     if hasattr(module, "_orig_mod"):
         raise ModelError(f"layer {path!r} is compiled. Put its _orig_mod back in its place, and compile the result.")

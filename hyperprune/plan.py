@@ -9,6 +9,17 @@ from typing import Any
 from hyperprune.errors import UnknownNameError
 
 
+def layer_of(tensor: str) -> str:
+    """Return the path of the layer that a tensor belongs to, also where a parametrization makes its weight of it.
+
+    Example:
+        >>> layer_of("body.0.weight"), layer_of("body.0.parametrizations.weight.original1"), layer_of("table")
+        ('body.0', 'body.0', '')
+    """
+    path, parametrized, _ = f".{tensor}".partition(".parametrizations.")
+    return path[1:] if parametrized else tensor.rpartition(".")[0]
+
+
 @dataclass(frozen=True)
 class Rescale:
     """Rows of a weight or bias to multiply by a factor, in the numbering before slicing.

@@ -17,7 +17,7 @@ from hyperprune.errors import ModelError
 from hyperprune.generators import Generated
 from hyperprune.hyper import HyperModel
 from hyperprune.optimizers import unwrapped
-from hyperprune.plan import WidthPlan, plans_of
+from hyperprune.plan import WidthPlan, layer_of, plans_of
 
 SCHEDULED = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")  # what schedulers note in a group
 MOMENTUM = {"momentum_buffer": 1}
@@ -169,7 +169,7 @@ def _moves(model: nn.Module, slim: nn.Module, plan: WidthPlan) -> dict[int, list
     closed = {closing.module for closing in plan.closings}
     there = dict(slim.named_parameters(remove_duplicate=False))
     for source in _sources(model, plan):
-        if source.name not in there and source.name.rpartition(".")[0] in closed:
+        if source.name not in there and layer_of(source.name) in closed:
             continue
         new = slim.get_parameter(source.name)
         if id(new) not in seen:
@@ -181,8 +181,8 @@ def _moves(model: nn.Module, slim: nn.Module, plan: WidthPlan) -> dict[int, list
 def _sources(model: nn.Module, plan: WidthPlan) -> Iterator[_Source]:
     for path, module in model.named_modules():
         if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], Generated):
-            owner, _, name = path.replace(".parametrizations.", ".").removeprefix("parametrizations.").rpartition(".")
-            full = f"{owner}.{name}" if owner else name
+            owner, _, name = f".{path}".rpartition(".parametrizations.")
+            full = f"{owner}.{name}"[1:]
             for trained in module.parameters(recurse=False):
                 yield _Source(full, trained, _rescaled(_factor(module), full, plan), plan)
         else:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hyperprune import Budget, HyperModel, Search, hyperize
 from hyperprune.coupling import STAYS, CouplingMap, build
 from hyperprune.labels import flow
+from hyperprune.plan import layer_of
 from hyperprune.trace import ExampleInputs, trace
 
 
@@ -189,7 +190,7 @@ def layout(coupling: CouplingMap, order: tuple[str, ...] = ()) -> dict[str, str]
 
 
 def _layer(tensor: str) -> str:
-    return tensor.rpartition(".")[0] or tensor
+    return layer_of(tensor) or tensor
 
 
 def _is_made(site: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import orthogonal
 
 from hyperprune import (
     DHP,
@@ -174,7 +174,7 @@ BAD_MODELS: list[tuple[str, Callable[[], Any], type[HyperpruneError], str]] = [
     ("no convolution or linear layer", lambda: nn.Sequential(nn.BatchNorm2d(3)), NothingPrunableError,
      "Sequential has no convolution or linear layer|can be removed"),
     ("experts in one tensor", Experts, NothingPrunableError, "tensors of experts or heads stay whole"),
-    ("weight norm everywhere", lambda: nn.Sequential(weight_norm(nn.Conv2d(3, 8, 1)), weight_norm(nn.Conv2d(8, 2, 1))),
+    ("orthogonal weights everywhere", lambda: nn.Sequential(*map(orthogonal, [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)])),
      NothingPrunableError, "remove_parametrizations"),
     ("only the output layer", only_output, NothingPrunableError, "0: 4 channels stay: is the model's output"),
     ("a stream tied to the input", fixed_stream, NothingPrunableError, "a: 3 channels stay: reads the model's input"),

@@ -1,4 +1,4 @@
-"""Layers whose weights the user's own parametrizations make: they keep their channels, everything else is pruned."""
+"""Layers whose weights the user's own parametrizations make: weight norm's lose channels, others keep them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
-from hyperprune import Budget, Search, export_pruned, hyperize, load_pruned, save_pruned, transfer_optimizer
+from hyperprune import (
+    DHP,
+    Budget,
+    HyperModel,
+    Search,
+    export_onnx,
+    export_pruned,
+    hyperize,
+    load_pruned,
+    save_pruned,
+    transfer_optimizer,
+)
 from hyperprune.labels.reasons import PARAMETRIZED
 from tests.models import assert_same, snapshot
+from tests.second_opinion import second_opinion
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -31,7 +44,9 @@ class Scaled(nn.Module):
 
 
 KINDS: dict[str, Callable[[nn.Module], object]] = {
-    "weight norm": parametrizations.weight_norm,
+    "weight norm over what is read": lambda layer: parametrizations.weight_norm(layer, dim=1),
+    "weight norm over all": lambda layer: parametrizations.weight_norm(layer, dim=None),
+    "weight norm, scaled": lambda layer: register_parametrization(weight_norm(layer), "weight", Scaled()),
     "spectral norm": parametrizations.spectral_norm,
     "orthogonal": parametrizations.orthogonal,
     "of a weight": lambda layer: register_parametrization(layer, "weight", Scaled()),
@@ -76,3 +91,169 @@ def test_a_parametrized_layer_keeps_its_channels_and_its_parametrization(kind: s
     save_pruned(slim, tmp_path / "slim.safetensors")
     loaded = load_pruned(network(KINDS[kind]), tmp_path / "slim.safetensors")
     assert torch.equal(loaded.eval()(X), slim.eval()(X))
+
+
+class Wide(nn.Module):
+    """A residual block of WDSR: wide activations, weight norm."""
+
+    def __init__(self, channels: int, wide: int) -> None:
+        super().__init__()
+        self.first = weight_norm(nn.Conv2d(channels, wide, 3, padding=1))
+        self.second = weight_norm(nn.Conv2d(wide, channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x).relu())
+
+
+class WDSR(nn.Module):
+    """Super-resolution, x2, in the form of WDSR: weight norm in every layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = weight_norm(nn.Conv2d(3, 16, 3, padding=1))
+        self.body = nn.Sequential(Wide(16, 64), Wide(16, 512))
+        self.tail = weight_norm(nn.Conv2d(16, 12, 3, padding=1))
+        self.skip = weight_norm(nn.Conv2d(3, 12, 5, padding=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pixel_shuffle(self.tail(self.body(self.head(x))) + self.skip(x), 2)
+
+
+class Separable(nn.Module):
+    """Depthwise and pointwise convolutions, features and batch norm behind weight norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = weight_norm(nn.Conv2d(3, 12, 1))
+        self.deep = weight_norm(nn.Conv2d(12, 12, 3, groups=12))
+        self.b = weight_norm(nn.Conv2d(12, 10, 1))
+        self.norm = nn.BatchNorm2d(10)
+        self.c = weight_norm(nn.Linear(10, 9))
+        self.d = nn.Linear(9, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.d(self.c(self.norm(self.b(self.deep(self.a(x)).relu())).mean((2, 3))).relu())
+
+
+class Attention(nn.Module):
+    """Queries, keys and values by linear layers with weight norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.into = nn.Linear(3, 32)
+        self.q, self.k, self.v, self.out = (weight_norm(nn.Linear(32, 32)) for _ in range(4))
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x.flatten(2).transpose(1, 2))
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        seen = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head(x + self.out(seen.transpose(1, 2).flatten(2)))
+
+
+def lengthened(model: nn.Module) -> nn.Module:
+    """Give the rows of weight norm lengths of their own: they start as those of their weights."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("original0"):
+                parameter.mul_(torch.rand_like(parameter) + 0.5)
+    return model.eval()
+
+
+def searched(hyper: HyperModel, steps: int = 4) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(hyper.train().parameter_groups(lr=1e-2), momentum=0.9)
+    search = Search(hyper, optimizer, Budget(macs=0.5), steps=steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        hyper(X).square().mean().backward()
+        optimizer.step()
+        search.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("generator", [None, DHP(embedding=2)], ids=["lean", "dhp"])
+@pytest.mark.parametrize(("make", "groups"), [
+    (WDSR, {"head", "body.0.first", "body.1.first"}), (Separable, {"a", "b", "c"}), (Attention, {"into", "q"}),
+])  # fmt: skip
+def test_layers_with_weight_norm_lose_channels_and_keep_their_norm(
+    make: Callable[[], nn.Module], groups: set[str], generator: DHP | None, tmp_path: Path
+) -> None:
+    model = lengthened(make())
+    before = snapshot(model)
+    hyper = hyperize(model, X, generator=generator)
+    assert_same(before, snapshot(model))
+    assert torch.equal(hyper(X), model(X))
+    assert {group.name for group in hyper.coupling.groups} == groups
+    assert second_opinion(hyperize(lengthened(make()).double(), X.double())).agrees
+    searched(hyper)
+    slim = export_pruned(hyper)
+    assert {path for path, module in slim.named_modules() if is_parametrized(module)} == {
+        path for path, module in model.named_modules() if is_parametrized(module)
+    }
+    for module in slim.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            made, read = module.weight.shape[:2]
+            sizes = (module.out_channels, module.in_channels // module.groups) if isinstance(module, nn.Conv2d) else (
+                module.out_features, module.in_features)  # fmt: skip
+            assert sizes == (made, read)
+    save_pruned(slim, tmp_path / "slim.safetensors")
+    loaded = load_pruned(make(), tmp_path / "slim.safetensors")
+    assert torch.equal(loaded.eval()(X), slim.eval()(X))
+    assert export_onnx(slim, X, tmp_path / "slim.onnx").relative_error < 1e-5
+
+
+def test_rows_are_as_long_as_they_were_when_columns_go() -> None:
+    """Weight norm divides by the length of the living columns, in the searched network as in the slim one."""
+    hyper = hyperize(lengthened(WDSR()), X)
+    searched(hyper)
+    second = hyper.model.body[1].second
+    assert bool((second.weight.flatten(2).abs().sum((0, 2)) == 0).any()), "dead columns are zero"
+    torch.testing.assert_close(
+        second.weight.flatten(1).norm(dim=1), second.parametrizations.weight.original0.flatten().abs()
+    )
+
+
+def test_momentum_goes_over_to_slim_layers_with_weight_norm() -> None:
+    hyper = hyperize(lengthened(WDSR()), X)
+    hyper.bank.latents.requires_grad_(False)
+    optimizer = torch.optim.SGD(hyper.train().parameters(), lr=1e-2, momentum=0.9)
+    hyper(X).square().mean().backward()
+    optimizer.step()
+    keep = torch.ones(hyper.coupling.units, dtype=torch.bool)
+    keep[::3] = False
+    hyper.bank.keep_(keep)
+    slim = export_pruned(hyper)
+    carried = transfer_optimizer(hyper, slim, optimizer)
+    for network, its in ((hyper, optimizer), (slim, carried)):
+        for _ in range(2):
+            its.zero_grad()
+            network(X).square().mean().backward()
+            its.step()
+    torch.testing.assert_close(export_pruned(hyper)(X), slim(X), rtol=1e-4, atol=1e-5)
+
+
+def test_branches_of_layers_with_weight_norm_stay_open() -> None:
+    """Closed while searching, the last layer would be rows of zeros, which have no length to be divided by."""
+    assert not hyperize(WDSR(), X).coupling.branches
+
+
+def test_weight_norm_of_transposed_convolutions_stays() -> None:
+    """It divides by the length over the channels that they make, of which nothing gates the dead."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1),
+        weight_norm(nn.ConvTranspose2d(8, 6, 2, 2)),
+        nn.ReLU(),
+        nn.Conv2d(6, 5, 1),
+        nn.Conv2d(5, 2, 1),
+    )
+    hyper = hyperize(model, X)
+    assert {group.name for group in hyper.coupling.groups} == {"3"}
+    assert {frozen.reason for frozen in hyper.coupling.frozen if frozen.layer == "0"} == {PARAMETRIZED}
+
+
+def test_channels_inside_heads_stay_where_weight_norm_makes_queries_and_keys() -> None:
+    """Dead ones would need rows of zeros, which have no length to be divided by; those of the values go."""
+    hyper = hyperize(lengthened(Attention()), X, attention="width")
+    assert {group.name for group in hyper.coupling.groups} == {"into"}

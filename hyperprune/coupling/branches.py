@@ -7,6 +7,7 @@ from collections import defaultdict
 import torch.fx
 
 from hyperprune.coupling.map import STAYS, Branch, CouplingMap, Site
+from hyperprune.plan import layer_of
 from hyperprune.trace import Trace
 
 AXES = {"conv": 1, "linear": -1}  # where the channels of a layer's output lie, by the operator's name
@@ -56,7 +57,7 @@ class _Finder:
         needed = self._needed.union(*(groups for path, groups in self._sizes.items() if path not in layers))
         if closed & needed or not starts or not all(self._graph.fits(tensor, join) for tensor in starts):
             return None
-        first = {tensor.rpartition(".")[0] for tensor in starts}
+        first = {layer_of(tensor) for tensor in starts}
         within = layers - first - {end.module}
         return Branch(end.module, tuple(sorted(closed)), tuple(sorted(first)), tuple(sorted(within)), join.axis)
 

@@ -30,6 +30,7 @@ from hyperprune.labels.reasons import (
     TOO_LARGE,
     UNREAD,
 )
+from hyperprune.plan import layer_of
 from hyperprune.trace import Origin
 
 Heir = tuple[str, str]
@@ -174,8 +175,18 @@ def _freeze_closed(ledger: Ledger, closed: Iterable[str]) -> None:
 
 
 def _freeze_parametrized(ledger: Ledger, model: nn.Module) -> None:
-    """A weight that the user's own parametrization makes (weight norm) has no rows or columns that could be removed."""
-    paths = {path for path, module in model.named_modules(remove_duplicate=False) if is_parametrized(module)}
+    """A weight that the user's own parametrization makes stays whole, but for weight norm's that a rule followed.
+
+    Of those no row may be gated: a row of zeros has no length to be divided by.
+    """
+    followed = {layer_of(tensor) for tensor in ledger.normed}
+    paths = {
+        path
+        for path, module in model.named_modules(remove_duplicate=False)
+        if is_parametrized(module) and (path not in followed or len(module.parametrizations) > 1)
+    }
+    rows = [product.channels for product in ledger.products if product.weight.name in ledger.normed]
+    ledger.freezes += [Freeze(channels, PARAMETRIZED, _NOWHERE) for channels in rows]
     if not paths:
         return
     for at, freeze in enumerate(ledger.freezes):
@@ -217,7 +228,7 @@ def _hold(ledger: Ledger, tensor: str, reason: str, origin: Origin = _NOWHERE) -
 
 def _freeze_kept(ledger: Ledger, kept: frozenset[str]) -> None:
     for tensor, axis in sorted(ledger.writes):
-        path = tensor.rpartition(".")[0]
+        path = layer_of(tensor)
         if path in kept:
             ledger.freezes.append(Freeze(ledger.axes[tensor, axis], KEPT, Origin("", path, "")))
 
@@ -381,7 +392,7 @@ def _in_company(groups: tuple[Group, ...], rows: list[np.ndarray]) -> tuple[Grou
 
 def _modules(axes: list[_Axis], homes: Iterable[tuple[int, int]], role: str) -> tuple[str, ...]:
     tensors = [axes[at].tensor for at, _ in homes if at < len(axes) and axes[at].role == role]
-    paths = [tensor.rpartition(".")[0] or tensor for tensor in tensors]
+    paths = [layer_of(tensor) or tensor for tensor in tensors]
     return tuple(dict.fromkeys(paths))
 
 
@@ -417,7 +428,7 @@ def _frozen(axes: list[_Axis], reasons: Mapping[int, Freeze]) -> tuple[Frozen, .
             if root in reasons:
                 where = reasons[root].origin
                 counts[reasons[root].reason, str(where) if where.op else where.module] += 1
-        layer = axis.tensor.rpartition(".")[0] or axis.tensor
+        layer = layer_of(axis.tensor) or axis.tensor
         found += [Frozen(layer, count, reason, where) for (reason, where), count in counts.items()]
     return tuple(found)
 

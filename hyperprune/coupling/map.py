@@ -16,7 +16,7 @@ import numpy as np
 from hyperprune.coupling.show import coupling_table, explanation
 from hyperprune.errors import UnknownNameError
 from hyperprune.labels import NormKind
-from hyperprune.plan import Closing, Rescale, Resize, Slice, Spared, WidthPlan
+from hyperprune.plan import Closing, Rescale, Resize, Slice, Spared, WidthPlan, layer_of
 
 STAYS = -1
 Slots = tuple[tuple[int, ...], ...]
@@ -41,8 +41,8 @@ class Site:
 
     @property
     def module(self) -> str:
-        """Path of the module that owns the tensor."""
-        return self.tensor.rpartition(".")[0]
+        """Path of the layer that the tensor belongs to."""
+        return layer_of(self.tensor)
 
     def kept(self, alive: np.ndarray) -> tuple[int, ...]:
         """Return the positions that stay when only units with ``alive`` true live."""
@@ -448,7 +448,7 @@ class CouplingMap:
 
 def _is_gone(cut: Slice, closings: tuple[Closing, ...]) -> bool:
     """Say whether a tensor goes with its layer; the bias of a branch's last layer is all that stays of a branch."""
-    path, _, name = cut.tensor.rpartition(".")
+    path, name = layer_of(cut.tensor), cut.tensor.rpartition(".")[2]
     return any(closing.module == path and (closing.role != "ends" or name != "bias") for closing in closings)
 
 

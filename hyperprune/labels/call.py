@@ -254,6 +254,10 @@ class Call:
         """Note that this layer's statistics are to run over the living channels while searching."""
         self._ledger.norms.append(norm)
 
+    def normed(self, weight: TensorRef) -> None:
+        """Note that weight norm makes of this what a layer uses."""
+        self._ledger.normed.add(weight.name)
+
     def living_rows(self, weight: TensorRef) -> None:
         """Note that the rows of this weight are to be standardised over the living inputs while searching."""
         self._ledger.standardised.add(weight.name)

@@ -189,6 +189,7 @@ class Ledger:
         unlabelled: tensors used directly that are too large to label, with the one label they have.
         reads: the axes along which a weight reads channels, where a gate of zero removes them exactly.
         standardised: weights whose rows are to be standardised over the living inputs while searching.
+        normed: weights of which weight norm makes those that layers use.
         inhabited: values that may not lose their last channel, because an operation refuses to run without any.
         paired: channels of which two must stay, because an operation takes a single one for none.
         constants: pinned labels of values that depend on nothing.
@@ -214,6 +215,7 @@ class Ledger:
     reads: set[tuple[str, int]] = field(default_factory=set)
     writes: set[tuple[str, int]] = field(default_factory=set)
     standardised: set[str] = field(default_factory=set)
+    normed: set[str] = field(default_factory=set)
     positions: dict[str, int] = field(default_factory=dict)
     uses: list[UseCall] = field(default_factory=list)
 

@@ -30,6 +30,7 @@ PRODUCTS = ("matmul", "mm", "addmm")
 WEIGHTED = ("linear", *CONVOLUTIONS)
 JOINS = ("cat", "concat", "concatenate")
 ARITHMETIC = ("add", "sub", "mul")
+AS_IT_IS = "still that weight"
 NORM_READINGS = ("whole groups", "inner channels")
 
 
@@ -100,6 +101,11 @@ def is_a_layers_own(node: torch.fx.Node) -> bool:
     """Say whether a value is used as the weight or the bias of convolutions and linear layers, and nowhere else."""
     users = list(node.users)
     return bool(users) and all(plain_name(user) in WEIGHTED and node in user.args[1:3] for user in users)
+
+
+def is_read_by_columns(node: torch.fx.Node) -> bool:
+    """Say whether a value is the weight of layers alone that read channels along its second axis."""
+    return is_a_layers_own(node) and not any("transpose" in plain_name(user) for user in node.users)
 
 
 def masks_weights(node: torch.fx.Node) -> bool:

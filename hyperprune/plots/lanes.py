@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hyperprune.coupling import STAYS, CouplingMap
+from hyperprune.plan import layer_of
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _groups_at(coupling: CouplingMap, role: str) -> dict[str, Counter[int]]:
 
 
 def _layer(tensor: str) -> str:
-    return tensor.rpartition(".")[0] or tensor
+    return layer_of(tensor) or tensor
 
 
 def lanes_of(rows: Iterable[Row]) -> tuple[Lane, ...]:

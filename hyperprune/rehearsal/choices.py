@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hyperprune.coupling import CouplingMap, Group, Heir, Held, lies_inside
 from hyperprune.errors import ModelError
 from hyperprune.labels.flow import LAST_RESORT
-from hyperprune.plan import Spared
+from hyperprune.plan import Spared, layer_of
 from hyperprune.rehearsal.rehearse import FUSED, Fault, about_half, modules_of, rehearse, rehearse_at, suspects_in
 from hyperprune.slim import changed, doubtful, is_standard
 from hyperprune.trace import ExampleInputs
@@ -346,7 +346,7 @@ def _kinds_of_products(coupling: CouplingMap, modules: Mapping[str, nn.Module]) 
 
 def _writer(modules: Mapping[str, nn.Module], tensor: str) -> type[nn.Module]:
     """Return the class whose forward() multiplies what a layer made: the one around the layer."""
-    path = tensor.rpartition(".")[0]
+    path = layer_of(tensor)
     while path and is_standard(modules[path]) and not isinstance(modules[path], nn.MultiheadAttention):
         path = path.rpartition(".")[0]
     return type(modules[path])

@@ -18,6 +18,7 @@ from hyperprune.cost import count_with_fvcore
 from hyperprune.errors import HyperpruneError, ModelError
 from hyperprune.hyper import HyperModel
 from hyperprune.latency import LatencyComparison
+from hyperprune.plan import layer_of
 from hyperprune.plots import layer_widths
 from hyperprune.reporting.change import Change
 from hyperprune.reporting.data import Latency, LayerChange, PruningReport, StageChange
@@ -161,7 +162,7 @@ def _layers(dense: nn.Module, slim: nn.Module, macs: Mapping[str, Change]) -> tu
             stage=stage_of(path, stages),
             width=widths.get(path),
             macs=macs.get(path, Change(0, 0)),
-            params=Change.total(change for name, change in own.items() if name.rpartition(".")[0] == path),
+            params=Change.total(change for name, change in own.items() if layer_of(name) == path),
         )
         for path, module in found
     )

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from hyperprune.errors import SlimmingError
-from hyperprune.plan import Rescale, Slice, WidthPlan, note_plan_
+from hyperprune.plan import Rescale, Slice, WidthPlan, layer_of, note_plan_
 from hyperprune.slim.close import close_
 from hyperprune.slim.followers import follow_, sizes_in
 from hyperprune.slim.sizes import changes_by_module, resize_
 from hyperprune.slim.structure import adjust_, adjust_transformers_
 from hyperprune.trace import drop_caches_
+
+ROWS = (("weight", 0), ("in_proj_weight", 1), ("q_proj_weight", 0), ("parametrizations.weight.original1", 0))
 
 
 def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
@@ -56,7 +58,7 @@ def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
         path, _, name = tensor.rpartition(".")
         module = model.get_submodule(path)
         _replace(module, name, _sliced(getattr(module, name), slices))
-        touched[module] = path
+        touched[model.get_submodule(layer_of(tensor))] = layer_of(tensor)
     for module, path in touched.items():
         adjust_(module, _rows(cuts, path))
     adjust_transformers_(model)
@@ -70,7 +72,7 @@ def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:
 
 def _rows(cuts: Mapping[str, list[Slice]], path: str) -> Slice | None:
     """Return what stays of the rows that a layer divides into groups or heads."""
-    for name, axis in (("weight", 0), ("in_proj_weight", 1), ("q_proj_weight", 0)):
+    for name, axis in ROWS:
         for cut in cuts.get(f"{path}.{name}" if path else name, ()):
             if cut.axis == axis:
                 return cut

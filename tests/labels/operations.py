@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import ScaledStdConv2d, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from tests.models import Net, SqueezeExcite
 
@@ -1579,6 +1580,33 @@ STANDARDISED = [
         "a standardised weight of a transposed convolution stays",
         lambda: {"a": conv(3, 4), "t": nn.ConvTranspose2d(4, 5, 2), "out": conv(5, 2)},
         lambda net, x: net.out(F.conv_transpose2d(net.a(x), _standardised(net.t.weight))),
+        NOTHING,
+    ),
+    Row(
+        "weight norm makes of a weight that weight",
+        lambda: {"a": conv(3, 4), "b": weight_norm(conv(4, 5)), "out": conv(5, 2)},
+        lambda net, x: net.out(net.b(net.a(x))),
+        {"a": "abcd", "b": "efghi"},
+    ),
+    Row(
+        "weight norm of groups, of a linear layer",
+        lambda: (
+            {"a": conv(3, 4), "b": weight_norm(conv(4, 4, groups=4)), "c": weight_norm(nn.Linear(4, 3))}
+            | {"out": nn.Linear(3, 2)}
+        ),
+        lambda net, x: net.out(net.c(net.b(net.a(x)).mean((2, 3)))),
+        {"a": "abcd", "b": "abcd", "c": "efg"},
+    ),
+    Row(
+        "weight norm over what a transposed convolution makes keeps it",
+        lambda: {"a": conv(3, 4), "b": weight_norm(nn.ConvTranspose2d(4, 5, 2)), "out": conv(5, 2)},
+        lambda net, x: net.out(net.b(net.a(x))),
+        NOTHING,
+    ),
+    Row(
+        "weight norm over what is read keeps it",
+        lambda: {"a": conv(3, 4), "b": weight_norm(conv(4, 5), dim=1), "out": conv(5, 2)},
+        lambda net, x: net.out(net.b(net.a(x))),
         NOTHING,
     ),
     Row(

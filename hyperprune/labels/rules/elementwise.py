@@ -12,7 +12,7 @@ from torch import Tensor
 from hyperprune.labels.arrays import compact, extent, thin, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import ELASTIC, TensorRef
-from hyperprune.labels.lookahead import CASTS, is_a_layers_own, masks_weights, state_axis
+from hyperprune.labels.lookahead import AS_IT_IS, CASTS, is_a_layers_own, masks_weights, state_axis
 from hyperprune.labels.reasons import BROADCAST, RANDOM, SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
 from hyperprune.trace import plain_name
@@ -293,7 +293,7 @@ def _scaled_weight(call: Call) -> TensorRef | None:
     others = [value for value in factors if value is not weight]
     if weight is None or any(isinstance(other, Tensor) and len(varying_axes(other)) > 1 for other in others):
         return None
-    if call.choose("still that weight") == "freeze":
+    if call.choose(AS_IT_IS) == "freeze":
         return None
     for other in others:
         _sliced_along(call, other, weight)

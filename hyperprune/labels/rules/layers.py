@@ -11,7 +11,13 @@ from torch import Tensor
 from hyperprune.labels.arrays import extent, varies, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import NormCall, NormKind, Standardised, TensorRef
-from hyperprune.labels.lookahead import NORM_READINGS, is_all_of_its_layer, splits_channels
+from hyperprune.labels.lookahead import (
+    AS_IT_IS,
+    NORM_READINGS,
+    is_all_of_its_layer,
+    is_read_by_columns,
+    splits_channels,
+)
 from hyperprune.labels.reasons import COMPUTED, MIXED_NORM, POSITIONS
 from hyperprune.labels.registry import rule
 from hyperprune.labels.standardised import reads_what_enters
@@ -68,6 +74,21 @@ def _living_rows(call: Call, weight: Standardised) -> None:
         call.living_rows(weight)
     else:
         call.freeze(call.axis(weight, 1), COMPUTED)
+
+
+@rule("_weight_norm")
+def weight_norm(call: Call) -> Any:
+    """What weight norm makes of a weight is still that weight: columns of zeros add nothing to the length of a row.
+
+    Rows of zeros have none, so it must be the columns that are gated.
+    """
+    weight, lengths = call.arg("v"), call.arg("g")
+    whole = isinstance(weight, TensorRef) and weight.is_parameter and isinstance(lengths, TensorRef)
+    if not whole or call.arg("dim", 0) or not is_read_by_columns(call.node) or call.choose(AS_IT_IS) == "freeze":
+        return call.give_up(COMPUTED)
+    call.tie(call.axis(lengths, 0), call.axis(weight, 0))
+    call.normed(weight)
+    return weight
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
