@@ -410,7 +410,7 @@ def _crossing_ties(ledger: Ledger, units: np.ndarray, members: Mapping[Homes, li
 
 def _couples(tie: Tie) -> bool:
     """Say whether a tie is worth showing: a layer reading its own input is not."""
-    plain = ("linear", "batch_norm", "instance_norm")
+    plain = ("linear", "batch_norm", "instance_norm", "weight_norm")
     return not any(part in tie.origin.op for part in plain) and not _is_plain_convolution(tie)
 
 
