@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -15,7 +16,9 @@ Module = TypeVar("Module", bound=nn.Module)
 def copied(module: Module, shared: Iterable[Tensor] = ()) -> Module:
     """Return a deep copy.
 
-    ``copy.deepcopy`` refuses tensors with a gradient history; the copy has them without it.
+    ``copy.deepcopy`` refuses tensors with a gradient history; the copy has them without it. It also shares the classes
+    that torch makes for parametrized layers: removing a parametrization of one would break the other. The copy has its
+    own.
 
     Args:
         shared: tensors that the copy is to have in common with the original.
@@ -32,6 +35,10 @@ def copied(module: Module, shared: Iterable[Tensor] = ()) -> Module:
     made = copy.deepcopy(module, memo)
     for old, new in zip(module.parameters(), made.parameters(), strict=True):
         vars(new).update(vars(old))  # attributes such as no_decay, which torch leaves behind
+    for part in made.modules():
+        if is_parametrized(part):
+            kind = type(part)
+            part.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
     return made
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from hyperprune import DHP, Lean, export_pruned, hyperize
 from hyperprune.copies import copied
@@ -61,3 +63,12 @@ def test_attributes_of_parameters_come_along_to_the_slim_network(generator: Gene
     slim = export_pruned(hyper)
     assert [name for name, p in slim.named_parameters() if hasattr(p, "no_decay")] == ["0.bias", "2.weight"]
     assert next(name for name, p in hyper.model.named_parameters() if hasattr(p, "no_decay")) == "0.bias"
+
+
+def test_removing_a_parametrization_from_a_copy_leaves_the_original_alone() -> None:
+    layer = weight_norm(nn.Linear(3, 2))
+    made = copied(layer)
+    remove_parametrizations(made, "weight")
+    x = torch.ones(1, 3)
+    assert type(made) is nn.Linear
+    assert torch.equal(made(x), layer(x))

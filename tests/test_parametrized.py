@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrizations import weight_norm
-from torch.nn.utils.parametrize import is_parametrized, register_parametrization
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
 
 from hyperprune import (
     DHP,
@@ -232,6 +232,19 @@ def test_momentum_goes_over_to_slim_layers_with_weight_norm() -> None:
             network(X).square().mean().backward()
             its.step()
     torch.testing.assert_close(export_pruned(hyper)(X), slim(X), rtol=1e-4, atol=1e-5)
+
+
+def test_the_norm_can_be_removed_from_the_slim_network_alone() -> None:
+    model = lengthened(WDSR())
+    hyper = hyperize(model, X)
+    searched(hyper)
+    slim = export_pruned(hyper)
+    expected = slim(X)
+    for layer in [module for module in slim.modules() if is_parametrized(module)]:
+        remove_parametrizations(layer, "weight")
+    torch.testing.assert_close(slim(X), expected)
+    assert torch.equal(export_pruned(hyper)(X), expected)
+    assert model(X).shape == expected.shape
 
 
 def test_branches_of_layers_with_weight_norm_stay_open() -> None:
