@@ -51,8 +51,8 @@ def require_hyperizable(model: object) -> None:
     """Make sure that a network can be copied and given generated weights.
 
     Raises:
-        ModelError: it is no module, wrapped or hyperized already, has layers with weight norm of torch's old kind or
-            without a shape yet, or hooks that hold a part of it.
+        ModelError: it is no module, wrapped or hyperized already, has layers with spectral norm of torch's old kind
+            or without a shape yet, or hooks that hold a part of it.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"hyperize takes a torch.nn.Module, not {type(model).__name__}.")
@@ -75,12 +75,11 @@ def require_hyperizable(model: object) -> None:
 
 def _check_plain(path: str, module: nn.Module) -> None:
     hooks = [type(hook).__name__ for hook in module._forward_pre_hooks.values()]
-    if {"WeightNorm", "SpectralNorm"} & set(hooks):
+    if "SpectralNorm" in hooks:
         raise ModelError(
-            f"layer {path!r} ({type(module).__name__}) has a weight norm or spectral norm of torch's old kind. Remove "
-            "it first (torch.nn.utils.remove_weight_norm, remove_spectral_norm), and put it on the slim network again "
-            "if need be; or use those of torch.nn.utils.parametrizations: layers with its weight_norm lose channels, "
-            "those with its spectral_norm keep them."
+            f"layer {path!r} ({type(module).__name__}) has a spectral norm of torch's old kind. Remove it first "
+            "(torch.nn.utils.remove_spectral_norm), and put it on the slim network again if need be; or use that of "
+            "torch.nn.utils.parametrizations, whose layers keep their channels."
         )
     if hasattr(module, "_orig_mod"):
         raise ModelError(f"layer {path!r} is compiled. Put its _orig_mod back in its place, and compile the result.")

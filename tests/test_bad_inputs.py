@@ -49,13 +49,6 @@ from tests.models import Net, assert_same, residual, sequential, snapshot, train
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def old_weight_normed() -> nn.Module:
-    model = sequential()
-    with pytest.warns(FutureWarning):
-        nn.utils.weight_norm(model[3])
-    return model
-
-
 def old_spectral_normed() -> nn.Module:
     model = sequential()
     nn.utils.spectral_norm(model[3])
@@ -182,7 +175,6 @@ BAD_MODELS: list[tuple[str, Callable[[], Any], type[HyperpruneError], str]] = [
     ("a compiled model", lambda: torch.compile(sequential()), ModelError, "wrapped in OptimizedModule.*then wrap"),
     ("a compiled layer", lambda: nn.Sequential(nn.Linear(3, 4), torch.compile(nn.Linear(4, 2))), ModelError,
      "layer '1' is compiled"),
-    ("old weight norm", old_weight_normed, ModelError, "layer '3' .*norm of torch's old kind. Remove it first"),
     ("old spectral norm", old_spectral_normed, ModelError, "layer '3' .*norm of torch's old kind. Remove it first"),
     ("a layer that edits its weight in eval()", merging, ModelError, r"layer '2' \(Merging\) changes '2.weight'"),
     ("a hook that holds the model", Watching, ModelError, r"Watching.__init__.<locals>.<lambda>.* layer '0'.*method"),

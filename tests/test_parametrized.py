@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
+from torch.nn.utils.prune import l1_unstructured
 
 from hyperprune import (
     DHP,
@@ -157,9 +158,14 @@ def lengthened(model: nn.Module) -> nn.Module:
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("original0"):
+            if name.endswith(("original0", "weight_g")):
                 parameter.mul_(torch.rand_like(parameter) + 0.5)
     return model.eval()
+
+
+def saved_and_loaded(slim: nn.Module, into: nn.Module, path: Path) -> nn.Module:
+    save_pruned(slim, path)
+    return load_pruned(into, path)
 
 
 def searched(hyper: HyperModel, steps: int = 4) -> torch.optim.Optimizer:
@@ -173,6 +179,15 @@ def searched(hyper: HyperModel, steps: int = 4) -> torch.optim.Optimizer:
     return optimizer
 
 
+@pytest.fixture(params=["parametrization", "hook"])
+def either_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take torch's weight norm of today, and that of old, which a hook computes at each call."""
+    if request.param == "hook":
+        monkeypatch.setitem(globals(), "weight_norm", nn.utils.weight_norm)
+
+
+@pytest.mark.usefixtures("either_kind")
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
 @pytest.mark.parametrize("generator", [None, DHP(embedding=2)], ids=["lean", "dhp"])
 @pytest.mark.parametrize(("make", "groups"), [
     (WDSR, {"head", "body.0.first", "body.1.first"}), (Separable, {"a", "b", "c"}), (Attention, {"into", "q"}),
@@ -192,15 +207,14 @@ def test_layers_with_weight_norm_lose_channels_and_keep_their_norm(
     assert {path for path, module in slim.named_modules() if is_parametrized(module)} == {
         path for path, module in model.named_modules() if is_parametrized(module)
     }
-    for module in slim.modules():
+    loaded = saved_and_loaded(slim, make(), tmp_path / "slim.safetensors")
+    assert torch.equal(loaded.eval()(X), slim.eval()(X))
+    for module in (*slim.modules(), *loaded.modules()):
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             made, read = module.weight.shape[:2]
             sizes = (module.out_channels, module.in_channels // module.groups) if isinstance(module, nn.Conv2d) else (
                 module.out_features, module.in_features)  # fmt: skip
             assert sizes == (made, read)
-    save_pruned(slim, tmp_path / "slim.safetensors")
-    loaded = load_pruned(make(), tmp_path / "slim.safetensors")
-    assert torch.equal(loaded.eval()(X), slim.eval()(X))
     assert export_onnx(slim, X, tmp_path / "slim.onnx").relative_error < 1e-5
 
 
@@ -270,3 +284,15 @@ def test_channels_inside_heads_stay_where_weight_norm_makes_queries_and_keys() -
     """Dead ones would need rows of zeros, which have no length to be divided by; those of the values go."""
     hyper = hyperize(lengthened(Attention()), X, attention="width")
     assert {group.name for group in hyper.coupling.groups} == {"into"}
+
+
+def test_layers_that_torch_has_pruned_by_a_mask_know_their_sizes() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1))
+    l1_unstructured(model[1], "weight", 0.5)
+    hyper = hyperize(model, X)
+    searched(hyper)
+    slim = export_pruned(hyper)
+    made, read = slim[1].weight_orig.shape[:2]
+    assert (slim[1].out_channels, slim[1].in_channels) == (made, read)
+    assert made < 8
+    assert slim[1].weight_mask.shape == slim[1].weight_orig.shape

@@ -112,8 +112,11 @@ class DHP:
         sites: Mapping[str, Site],
         rng: torch.Generator,
     ) -> Generated | None:
-        """Generate a convolution's weight by the hypernetwork; gate any other weight where it reads."""
-        if not isinstance(module, CONVOLUTIONS):
+        """Generate a convolution's own weight by the hypernetwork; gate any other where it reads.
+
+        What a norm makes a convolution's weight of is such another: it may have no rows of zeros.
+        """
+        if not isinstance(module, CONVOLUTIONS) or module.weight is not weight:
             return Lean().weight(bank, module, weight, sites, rng)
         start = self._random(weight, rng) if self.scratch else self._exact(weight, rng)
         return DHPWeight(bank, sites.get("reads"), sites.get("writes"), weight.shape, start)

@@ -18,10 +18,13 @@ from hyperprune.plan import Rescale, Slice, WidthPlan, layer_of, note_plan_
 from hyperprune.slim.close import close_
 from hyperprune.slim.followers import follow_, sizes_in
 from hyperprune.slim.sizes import changes_by_module, resize_
-from hyperprune.slim.structure import adjust_, adjust_transformers_
+from hyperprune.slim.structure import MADE_OF, adjust_, adjust_transformers_
 from hyperprune.trace import drop_caches_
 
-ROWS = (("weight", 0), ("in_proj_weight", 1), ("q_proj_weight", 0), ("parametrizations.weight.original1", 0))
+ROWS = (
+    *(("weight", 0), ("in_proj_weight", 1), ("q_proj_weight", 0)),
+    *((name, 0) for name in ("parametrizations.weight.original1", *MADE_OF)),
+)
 
 
 def carve_(model: nn.Module, plan: WidthPlan) -> nn.Module:

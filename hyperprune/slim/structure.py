@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from hyperprune.plan import Slice
+
+MADE_OF = (
+    "weight_orig",
+    "weight_v",
+)  # what hooks of torch.nn.utils make a weight of: prune, old weight norm
 
 
 def adjust_(module: nn.Module, rows: Slice | None = None) -> None:
@@ -43,8 +49,14 @@ def is_bare(module: nn.Module) -> bool:
     ]
 
 
+def _shape(layer: Any) -> torch.Size:
+    """Return the shape of a weight, or of the parameter of which a hook makes it at each call."""
+    made_of = (layer._parameters.get(name) for name in MADE_OF)
+    return next((parameter.shape for parameter in made_of if parameter is not None), layer.weight.shape)
+
+
 def _convolution(layer: Any, rows: Slice | None) -> None:
-    first, second = layer.weight.shape[:2]
+    first, second = _shape(layer)[:2]
     layer.groups = _living_groups(layer.groups, rows)
     if layer.transposed:
         layer.in_channels, layer.out_channels = first, second * layer.groups
@@ -53,7 +65,7 @@ def _convolution(layer: Any, rows: Slice | None) -> None:
 
 
 def _linear(layer: Any) -> None:
-    layer.out_features, layer.in_features = layer.weight.shape
+    layer.out_features, layer.in_features = _shape(layer)
 
 
 def _norm(layer: Any) -> None:
