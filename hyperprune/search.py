@@ -28,7 +28,7 @@ from hyperprune.sparsifiers.actions import Fading, Shrink
 from hyperprune.sparsifiers.base import AtSchedule, described
 
 DECISIONS = 40
-STATE = "search"  # of an optimiser's state, if a search is attached to it
+STATE = "searches"  # of an optimiser's state: those that are attached to it, in turn
 LARGEST_JUMP = 0.1  # share of the dense cost that the last decision may cut without a warning
 
 _LATEST: weakref.WeakKeyDictionary[LatentBank, weakref.ref[Search]] = weakref.WeakKeyDictionary()
@@ -174,11 +174,13 @@ class Search:
         ]
 
     def _saved_along(self, _: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        return {**state, STATE: self.state_dict()}
+        return {**state, STATE: [*state.get(STATE, ()), self.state_dict()]}
 
-    def _loaded_along(self, _: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        if STATE in state:
-            self.load_state_dict(state[STATE])
+    def _loaded_along(self, _: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        own, *others = state.get(STATE) or [None]
+        if own is not None:
+            self.load_state_dict(own)
+        return {**state, STATE: others}  # for further searches that are attached to the same optimiser
 
     def _replaced(self) -> bool:
         latest = _LATEST.get(self._bank)
@@ -211,9 +213,9 @@ class Search:
         """Step by itself after every ``optimizer.step()``, for loops that are not yours to edit.
 
         The optimiser keeps the search alive, until a newer one takes its place. A step that AMP's scaler skips is none.
-        The search's state travels with the optimiser's, as ``"search"`` of ``optimizer.state_dict()``: what saves and
-        loads that, as such loops do, resumes the search too. Being attached is no part of it: attach again in the
-        program that goes on, before the optimiser's state is loaded.
+        The search's state travels with the optimiser's, in the list ``"searches"`` of ``optimizer.state_dict()``: what
+        saves and loads that, as such loops do, resumes the search too. Being attached is no part of it: attach again in
+        the program that goes on, in the same order, before the optimiser's state is loaded.
 
         Args:
             optimizer: the one the search was made with, or a wrapper around it (Accelerate's, Lightning's).

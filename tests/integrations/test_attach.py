@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable
 from pathlib import Path
@@ -190,15 +191,51 @@ def test_an_attached_search_is_saved_and_resumed_with_its_optimiser(tmp_path: Pa
 
 def test_only_an_attached_search_travels_with_its_optimiser() -> None:
     hyper, optimizer, search = start()
-    assert "search" not in optimizer.state_dict()
+    assert "searches" not in optimizer.state_dict()
     before = optimizer.state_dict()
     search.attach(optimizer)
     train(hyper, optimizer, 2)
     optimizer.load_state_dict(before)
     assert search.step_count == 2, "a state from before it was attached says nothing of it"
     newer = Search(hyper, optimizer, Budget(macs=0.4), STEPS)
-    assert "search" not in optimizer.state_dict(), "a newer search, not attached, has taken its place"
+    assert "searches" not in optimizer.state_dict(), "a newer search, not attached, has taken its place"
     assert newer.step_count == 0
+
+
+def test_two_networks_that_one_optimiser_trains_resume_each_its_own_search() -> None:
+    def both() -> tuple[list[HyperModel], torch.optim.Optimizer, list[Search]]:
+        torch.manual_seed(1)
+        networks = [hyperize(residual(), torch.zeros(1, 3, 8, 8)).train() for _ in range(2)]
+        optimizer = torch.optim.SGD([group for hyper in networks for group in hyper.parameter_groups(lr=0.02)])
+        steps = (STEPS, 2 * STEPS)
+        return (
+            networks,
+            optimizer,
+            [
+                Search(hyper, optimizer, Budget(macs=0.5), count, every=2).attach(optimizer)
+                for hyper, count in zip(networks, steps, strict=True)
+            ],
+        )
+
+    def go_on(networks: list[HyperModel], optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            for hyper in networks:
+                backward(hyper)
+            optimizer.step()
+
+    networks, optimizer, _ = both()
+    go_on(networks, optimizer, 4)
+    states = copy.deepcopy([hyper.state_dict() for hyper in networks]), copy.deepcopy(optimizer.state_dict())
+    go_on(networks, optimizer, 6)
+    others, other, searches = both()
+    for hyper, state in zip(others, states[0], strict=True):
+        hyper.load_state_dict(state)
+    other.load_state_dict(states[1])
+    assert [(search.step_count, search.steps) for search in searches] == [(4, STEPS), (4, 2 * STEPS)]
+    go_on(others, other, 6)
+    for one, resumed in zip(networks, others, strict=True):
+        assert_searched_alike(one, resumed)
 
 
 def test_the_state_of_another_search_leaves_search_and_optimiser_as_found() -> None:
@@ -208,7 +245,7 @@ def test_the_state_of_another_search_leaves_search_and_optimiser_as_found() -> N
     other = torch.optim.SGD(hyper.parameter_groups(lr=0.5))
     smaller = Search(hyper, other, Budget(macs=0.4), STEPS).attach(other)
     with pytest.raises(HyperpruneError, match="budget"):
-        other.load_state_dict({**other.state_dict(), "search": search.state_dict()})
+        other.load_state_dict({**other.state_dict(), "searches": [search.state_dict()]})
     assert smaller.step_count == 0
     assert [group["lr"] for group in other.param_groups] == [0.5, 0.5]
 
