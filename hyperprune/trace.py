@@ -45,6 +45,11 @@ _UNKNOWN = (
     "Let forward() return tensors, or lists, dicts and dataclasses of them. Hugging Face's models make a cache: say "
     "model.config.use_cache = False, or use_cache=False among the example inputs."
 )
+_ASSIGNED = (
+    "This version of torch.export lets no forward() keep tensors as attributes (self.feature = x). Newer ones do: "
+    "upgrade torch (2.15 does), or return such tensors instead."
+)
+_MARKS = {"not a known type": _UNKNOWN, "assigned during export": _ASSIGNED}
 _ELEMENT_BY_ELEMENT = ("add", "sub", "mul", "div", "cat", "relu", "prelu", "gelu", "silu", "sigmoid", "tanh", "dropout")
 _CONVERSIONS = (torch.ops.aten.to, torch.ops.aten.type_as, torch.ops.aten.contiguous)
 _LIBRARY = ("/torch/nn/", "/torch/_", "/torch/functional")
@@ -553,7 +558,8 @@ def _cannot_export(model: nn.Module, error: Exception) -> str:
     where = f" at {frames[-1]['file'].rsplit('/', 1)[-1]}:{frames[-1]['line']}" if frames else ""
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     looks = any(frame.name == "_detect_is_causal_mask" for frame in extract_tb(error.__traceback__))
-    advice = _UNKNOWN if "not a known type" in first else _CAUSAL if looks else _BRANCHES
+    known = (advice for mark, advice in _MARKS.items() if mark in first)
+    advice = next(known, _CAUSAL if looks else _BRANCHES)
     return f"torch.export cannot trace {type(model).__name__}{where}: {first}\n{advice}"
 
 

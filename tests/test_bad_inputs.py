@@ -464,3 +464,12 @@ def test_plausible_mistakes_are_errors_of_ours(
     with pytest.raises(kind, match=message):
         call(sequential(), X)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torch_that_refuses_tensors_as_attributes_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("The tensor attribute self.feature was assigned during export.")
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    with pytest.raises(TraceError, match=r"self.feature was assigned during export.\nThis version.*upgrade torch"):
+        hyperize(sequential(), torch.randn(1, 3, 8, 8))
