@@ -12,10 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from hyperprune.plan import Slice
 
-MADE_OF = (
-    "weight_orig",
-    "weight_v",
-)  # what hooks of torch.nn.utils make a weight of: prune, old weight norm
+MADE_OF = ("weight_orig", "weight_v")  # hooks make the weight of these: torch.nn.utils.prune, old weight norm
 
 
 def adjust_(module: nn.Module, rows: Slice | None = None) -> None:
