@@ -66,6 +66,8 @@ PRESETS: dict[str, dict[str, Course]] = {
         "MobileNetV2": Course(400, 160, 80, batch_size=64, dense_lr=0.03, lr=0.015),
     },
     "cpu-bf16-long": {
+        "ResNet-20": Course(7200, 600, 300),
+        "ResNet-56": Course(3600, 300, 150),
         "VGG-16-BN": Course(1600, 160, 80, dense_lr=0.01, lr=0.005),
         "MobileNetV2": Course(1600, 160, 80, batch_size=64, dense_lr=0.03, lr=0.015),
     },
