@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from math import prod
 from typing import Any, get_args
 
 import torch
@@ -23,7 +22,7 @@ from hyperprune.coupling import Branch, CouplingMap, Site, build, find_branches
 from hyperprune.edits import edited
 from hyperprune.errors import InputsError, ModelError, NothingPrunableError, SavingError, TraceError
 from hyperprune.generators import Generator, Lean, attach, generated
-from hyperprune.labels import Attention, flow, norms_in_groups
+from hyperprune.labels import Attention, flow
 from hyperprune.labels.reasons import OUTPUT, PARAMETRIZED, REMEDIES
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
@@ -35,6 +34,7 @@ from hyperprune.rehearsal import (
     after_fault,
     excerpts_for,
     fault_at_other_sizes,
+    first_reading,
     in_one_class,
     rehearse,
     undecided,
@@ -49,6 +49,8 @@ from hyperprune.slim import carve_
 from hyperprune.tables import in_float64_, tables_of, to_attributes_, to_buffers_
 from hyperprune.trace import ExampleInputs, Trace, drop_caches_, is_of_libraries, trace
 from hyperprune.verify import Proof, compare, rounding, run_eval, tensors_of
+
+TOLD = 3  # of the layers that stay for one reason, how many a refusal names
 
 
 class HyperModel(nn.Module):
@@ -257,8 +259,7 @@ def hyperize(
             found = build(ledger, base, unreached, choices.closed, kept, choices.heirs, choices.held, changing)
             return replace(found, spared=tuple(sorted(choices.spared)))
 
-        norms = norms_in_groups(trace.graph for trace in traces)
-        return _offered(base, inputs, couple, *_first_reading(norms, couple))
+        return _offered(base, inputs, couple, *first_reading([trace.graph for trace in traces], couple))
 
     coupling = _for_other_sizes(base, inputs, offered(traces), lambda other: offered((*traces, trace(base, other)[0])))
     found = replace(coupling, branches=find_branches(traces[0], coupling))
@@ -328,17 +329,6 @@ def _for_other_sizes(
         stacklevel=5,
     )
     return coupling
-
-
-def _first_reading(norms: tuple[str, ...], couple: Couple) -> tuple[Choices, CouplingMap]:
-    """Return the likeliest readings; of group norms, those that leave more combinations of widths to choose from.
-
-    They are all read alike: a stream of which one norm wants whole groups, and another the same channels of every
-    group, would have to stay whole.
-    """
-    options = [Choices(), *([Choices().next(norms)] if norms else [])]
-    readings = [(choices, couple(choices)) for choices in options]
-    return max(readings, key=lambda reading: prod(group.size for group in reading[1].groups))
 
 
 def _kept(model: nn.Module, keep: Iterable[Pattern], only: Iterable[Pattern]) -> frozenset[str]:
@@ -465,9 +455,7 @@ def _require_something(coupling: CouplingMap, model: nn.Module) -> None:
         raise NothingPrunableError(
             f"{type(model).__name__} has no convolution or linear layer that the example inputs reach."
         )
-    reasons = [
-        f"  {f.layer}: {f.channels} channels stay: {f.reason}{f' ({f.where})' * bool(f.where)}" for f in coupling.frozen
-    ]
+    reasons = [line for reason in dict.fromkeys(f.reason for f in coupling.frozen) for line in _told(coupling, reason)]
     reasons = reasons or [f"  {_no_weight_met(model)}."]
     found = [f.reason for f in coupling.frozen if f.reason in REMEDIES]
     found = [reason for reason in found if reason != OUTPUT] or found  # every network has an output
@@ -475,6 +463,15 @@ def _require_something(coupling: CouplingMap, model: nn.Module) -> None:
     raise NothingPrunableError(
         f"nothing in {type(model).__name__} can be removed without changing its outputs:\n" + "\n".join(reasons)
     )
+
+
+def _told(coupling: CouplingMap, reason: str) -> list[str]:
+    """Return the first places that stay for a reason, and how many more do."""
+    places = [f for f in coupling.frozen if f.reason == reason]
+    told = [
+        f"  {f.layer}: {f.channels} channels stay: {reason}{f' ({f.where})' * bool(f.where)}" for f in places[:TOLD]
+    ]
+    return told + [f"  and {len(places) - TOLD} more such layers"] * (len(places) > TOLD)
 
 
 def _no_weight_met(model: nn.Module) -> str:

@@ -162,6 +162,15 @@ class Caching(nn.Module):
         return self.inner(x), Cache()
 
 
+def normed_by_neighbours() -> nn.Module:
+    stages = [
+        layer for _ in range(5) for layer in (nn.LazyConv2d(4, 1), nn.LocalResponseNorm(3), nn.ReLU(), nn.Identity())
+    ]
+    model = nn.Sequential(*stages, nn.Conv2d(4, 2, 1))
+    model(X)
+    return model
+
+
 BAD_MODELS: list[tuple[str, Callable[[], Any], type[HyperpruneError], str]] = [
     ("no layer with weights", lambda: nn.Sequential(nn.ReLU(), nn.Flatten()), NothingPrunableError, "no parameters"),
     ("no convolution or linear layer", lambda: nn.Sequential(nn.BatchNorm2d(3)), NothingPrunableError,
@@ -171,6 +180,7 @@ BAD_MODELS: list[tuple[str, Callable[[], Any], type[HyperpruneError], str]] = [
      NothingPrunableError, "remove_parametrizations"),
     ("only the output layer", only_output, NothingPrunableError, "0: 4 channels stay: is the model's output"),
     ("a stream tied to the input", fixed_stream, NothingPrunableError, "a: 3 channels stay: reads the model's input"),
+    ("many layers that stay", normed_by_neighbours, NothingPrunableError, r"8: 4 channels.* width.*\n  and 2 more"),
     ("a DataParallel model", lambda: nn.DataParallel(sequential()), ModelError, "DataParallel.*then wrap the result"),
     ("a compiled model", lambda: torch.compile(sequential()), ModelError, "wrapped in OptimizedModule.*then wrap"),
     ("a compiled layer", lambda: nn.Sequential(nn.Linear(3, 4), torch.compile(nn.Linear(4, 2))), ModelError,

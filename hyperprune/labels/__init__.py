@@ -6,7 +6,7 @@
 from hyperprune.labels.call import Call
 from hyperprune.labels.flow import flow, operator_name
 from hyperprune.labels.ledger import Attention, Ledger, NormKind, SizedCall, TensorRef
-from hyperprune.labels.lookahead import norms_in_groups
+from hyperprune.labels.lookahead import convolutions_in_wide_groups, norms_in_groups
 from hyperprune.labels.registry import registered, rule, unregister
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "NormKind",
     "SizedCall",
     "TensorRef",
+    "convolutions_in_wide_groups",
     "flow",
     "norms_in_groups",
     "operator_name",

@@ -31,7 +31,7 @@ WEIGHTED = ("linear", *CONVOLUTIONS)
 JOINS = ("cat", "concat", "concatenate")
 ARITHMETIC = ("add", "sub", "mul")
 AS_IT_IS = "still that weight"
-NORM_READINGS = ("whole groups", "inner channels")
+WHOLE_GROUPS, INNER_CHANNELS = "whole groups", "inner channels"
 
 
 def _reached(node: torch.fx.Node, passed: Container[str]) -> Iterator[torch.fx.Node]:
@@ -209,3 +209,17 @@ def norms_in_groups(graphs: Iterable[torch.fx.Graph]) -> tuple[str, ...]:
     """Return the calls that normalise several groups of channels: whole groups may go, or the same channels of each."""
     nodes = (node for graph in graphs for node in graph.nodes if plain_name(node) == "group_norm")
     return tuple(dict.fromkeys(node.name for node in nodes if node.args[1] > 1))
+
+
+def convolutions_in_wide_groups(graphs: Iterable[torch.fx.Graph]) -> tuple[str, ...]:
+    """Return the convolutions that lose whole groups at first, though these are few: no more than they are wide."""
+    nodes = (node for graph in graphs for node in graph.nodes if _has_wide_groups(node) and not splits_channels(node))
+    return tuple(dict.fromkeys(node.name for node in nodes))
+
+
+def _has_wide_groups(node: torch.fx.Node) -> bool:
+    if plain_name(node) not in ("conv1d", "conv2d", "conv3d"):
+        return False
+    x, weight = (cast(torch.fx.Node, node.args[at]).meta["val"].shape for at in (0, 1))
+    groups = x[1 - len(weight)] // weight[1]
+    return 1 < groups <= weight[1]

@@ -12,6 +12,7 @@ from hyperprune.rehearsal.choices import (
     with_spared,
     without_guilty,
 )
+from hyperprune.rehearsal.first import first_reading
 from hyperprune.rehearsal.rehearse import Fault, excerpts_for, fault_at_other_sizes, rehearse
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "after_fault",
     "excerpts_for",
     "fault_at_other_sizes",
+    "first_reading",
     "in_one_class",
     "rehearse",
     "undecided",

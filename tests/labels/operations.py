@@ -169,15 +169,29 @@ LAYERS = [
     ),
     Row(
         "a group of a grouped convolution goes as a whole",
-        lambda: {"a": conv(3, 4), "g": conv(4, 4, 3, padding=1, groups=2), "out": conv(4, 2)},
+        lambda: {"a": conv(3, 6), "g": conv(6, 6, 3, padding=1, groups=3), "out": conv(6, 2)},
         lambda net, x: net.out(net.g(net.a(x))),
-        {"a": "aabb", "g": "aabb"},
+        {"a": "aabbcc", "g": "aabbcc"},
     ),
     Row(
         "a grouped convolution may widen",
-        lambda: {"a": conv(3, 4), "g": conv(4, 6, groups=2), "out": conv(6, 2)},
+        lambda: {"a": conv(3, 6), "g": conv(6, 9, groups=3), "out": conv(9, 2)},
         lambda net, x: net.out(net.g(net.a(x))),
-        {"a": "aabb", "g": "aaabbb"},
+        {"a": "aabbcc", "g": "aaabbbccc"},
+    ),
+    Row(
+        "of few and wide groups all lose the same inner channels, once that leaves more",
+        lambda: {"a": conv(3, 6), "g": conv(6, 4, groups=2), "out": conv(4, 2)},
+        lambda net, x: net.out(net.g(net.a(x))),
+        {"a": "aaabbb", "g": "aabb"},
+        offered={"a": "abcabc", "g": "dede"},
+    ),
+    Row(
+        "groups that all meet each other lose the same inner channels",
+        lambda: {"a": conv(3, 8), "g": conv(8, 8, groups=2), "h": conv(8, 8, groups=2), "out": conv(8, 2)},
+        lambda net, x: net.out(net.h(F.channel_shuffle(net.g(net.a(x)), 2)) + net.a(x)),
+        {"a": "........", "g": "........", "h": "........"},
+        offered={"a": "abcdabcd", "g": "efefefef", "h": "abcdabcd"},
     ),
     Row(
         "groups whose channels are laid out in rows afterwards all lose the same inner ones",
@@ -993,6 +1007,14 @@ MOVEMENT = [
         lambda net, x: net.out((a := net.a(x)) * net.gate(a).repeat(1, 4, 1, 1)),
         APART,
         offered=NOTHING,
+    ),
+    Row(
+        "one gate for all channels beside a gate for each, both stretched, leaves these apart",
+        lambda: {"a": conv(3, 4), "each": conv(4, 4), "gate": conv(4, 1), "out": conv(4, 2)},
+        lambda net, x: net.out(
+            (a := net.a(x)) * (net.each(a.mean((2, 3), True)).expand_as(a) * net.gate(a).expand_as(a))
+        ),
+        {"a": "abcd", "each": "abcd"},
     ),
     Row("expand_as", two(), meet(lambda a, b: a * b.mean((2, 3), keepdim=True).expand_as(a)), TIED),
     Row(

@@ -228,8 +228,7 @@ def _unrepeated(call: Call, operands: list[Tensor]) -> list[Tensor]:
     repeated = [node for node in call.node.all_input_nodes if _repeats(node)]
     sources = [_before(call, o, repeated) for o in operands]
     single = {at - o.ndim for o in sources for at, size in enumerate(o.shape) if size == 1 < call.shape[at - o.ndim]}
-    met = [o for o, source in zip(operands, sources, strict=True) if o is source and o.shape == call.shape]
-    meeting = [extent(o, at) for o in met for at in varying_axes(o) if at - o.ndim in single]
+    meeting = [extent(o, at) for o in sources for at in varying_axes(o) if at - o.ndim in single]
     if not repeated or not meeting or call.choose("as if broadcast") == "freeze":
         return operands
     call.sized(*meeting)

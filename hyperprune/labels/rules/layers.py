@@ -13,7 +13,8 @@ from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import NormCall, NormKind, Standardised, TensorRef
 from hyperprune.labels.lookahead import (
     AS_IT_IS,
-    NORM_READINGS,
+    INNER_CHANNELS,
+    WHOLE_GROUPS,
     is_all_of_its_layer,
     is_read_by_columns,
     splits_channels,
@@ -114,12 +115,18 @@ def _convolve(call: Call, weight: TensorRef, reads: int, writes: int, positions:
     if groups == 1:
         call.tie(call.reads(weight, reads), x)
         made = call.writes(weight, writes)
-    elif reads == 1 and weight.shape[1] > 1 and not isinstance(weight, Standardised) and splits_channels(call.node):
+    elif reads == 1 and weight.shape[1] > 1 and not isinstance(weight, Standardised) and _loses_inner_channels(call):
         made = _thinner_groups(call, weight, x, groups)
     else:
         made = _whole_groups(call, weight, x, groups)
     _follow(call, call.arg("bias"), made)
     return call.along(made, axis)
+
+
+def _loses_inner_channels(call: Call) -> bool:
+    """What is laid out in rows afterwards (a channel shuffle) has all groups lose the same channels in any case."""
+    readings = [WHOLE_GROUPS, INNER_CHANNELS]
+    return call.choose(*(readings[::-1] if splits_channels(call.node) else readings)) == INNER_CHANNELS
 
 
 def _whole_groups(call: Call, weight: TensorRef, x: Tensor, groups: int) -> Tensor:
@@ -137,7 +144,7 @@ def _whole_groups(call: Call, weight: TensorRef, x: Tensor, groups: int) -> Tens
 
 
 def _thinner_groups(call: Call, weight: TensorRef, x: Tensor, groups: int) -> Tensor:
-    """All groups lose the same inner channels: what is laid out in rows afterwards must do so anyway."""
+    """All groups lose the same inner channels."""
     arrived, made = x.reshape(groups, -1), call.writes(weight, 0)
     call.tie(call.reads(weight, 1).expand(arrived.shape), arrived)
     rows = made.reshape(groups, -1)
@@ -243,7 +250,7 @@ def group_norm(call: Call) -> Any:
     x = call.labels(call.arg("input"))
     channels = call.channels(x, 1)
     rows = channels.reshape(groups, -1)
-    if groups > 1 and call.choose(*NORM_READINGS) == NORM_READINGS[0]:
+    if groups > 1 and call.choose(WHOLE_GROUPS, INNER_CHANNELS) == WHOLE_GROUPS:
         return _whole_norm_groups(call, channels, rows)
     call.tie(rows[:1].expand(rows.shape), rows)
     return _mixing_norm(call, x, 1, groups=groups, spatial=True)
