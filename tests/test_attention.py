@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
+from einops.layers.torch import Rearrange
 from torch import nn
 
-from hyperprune import DHP, Lean, hyperize
+from hyperprune import DHP, Lean, hyperize, load_pruned, save_pruned
 from hyperprune.errors import ModelError
 from hyperprune.export import export_with_proof
 
@@ -44,6 +47,46 @@ class TestHeads:
         assert (slim.heads, slim.dim, slim.inner) == (3, 6, 18)
         assert slim.qkv.out_features == 54
         assert proof.relative_error < 1e-6
+
+
+class Rearranged(Attention):
+    """Attention in the words of einops, whose layers were told the number of heads when they were made."""
+
+    def __init__(self, heads: int = 4) -> None:
+        super().__init__(fused=False, heads=heads)
+        self.apart = Rearrange("b n (three h d) -> three b h n d", three=3, h=heads)
+        self.joined = Rearrange("b h n d -> b n (h d)")
+
+    def forward(self, x):
+        q, k, v = self.apart(self.qkv(x))
+        scores = torch.einsum("bhid,bhjd->bhij", q * self.dim**-0.5, k)
+        return self.proj(self.joined(torch.einsum("bhij,bhjd->bhid", scores.softmax(-1), v)))
+
+
+def test_heads_that_a_layer_of_einops_counts_go(tmp_path):
+    x = torch.randn(2, 7, 24)
+    hyper = hyperize(Rearranged(), x)
+    hyper.bank.remove_(torch.tensor([False, True, False, False]))
+    slim, proof = export_with_proof(hyper)
+    assert slim.apart.axes_lengths == {"three": 3, "h": 3}
+    assert proof.relative_error < 1e-6
+    save_pruned(slim, tmp_path / "slim.safetensors")
+    for again in (copy.deepcopy(slim), load_pruned(Rearranged(), tmp_path / "slim.safetensors")):
+        assert torch.equal(again.eval()(x), slim.eval()(x))
+
+
+def test_sizes_in_private_attributes_are_mended():
+    class Private(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self._width, self.a, self.b = 6, nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.b(self.a(x).view(-1, 3, self._width))
+
+    hyper = hyperize(Private(), torch.randn(2, 3, 4))
+    hyper.bank.keep_(torch.arange(6) < 4)
+    assert export_with_proof(hyper)[0]._width == 4
 
 
 def test_attention_whose_head_count_cannot_be_mended_keeps_its_heads():
@@ -125,11 +168,13 @@ def test_torchs_own_attention_loses_heads_together_with_the_stream(options):
         (Attention(True), (2, 7, 24), 6),
         (Attention(False), (2, 7, 24), 6),
         (Attention(True, heads=1), (2, 7, 24), 24),
+        (Rearranged(), (2, 7, 24), 6),
+        (Rearranged(heads=1), (2, 7, 24), 24),
         (GroupedQuery(True), (2, 7, 10), 4),
         (GroupedQuery(False), (2, 7, 10), 4),
         (Stream(), (2, 7, 5), 6),
     ],
-    ids=["fused", "written", "one head", "grouped", "repeated", "torch"],
+    ids=["fused", "written", "one head", "einsum", "einsum, one head", "grouped", "repeated", "torch"],
 )
 class TestWidth:
     def test_a_unit_is_one_channel_inside_every_head(self, model, shape, width, generator):

@@ -7,6 +7,9 @@ smaller root, which its rows make up for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch.fx
 from torch import Tensor
 
@@ -29,12 +32,13 @@ def gate_product(call: Call, left: Tensor, right: Tensor, axes: tuple[int, int],
     gated: if no layer makes one of the factors with nothing but data movement in between.
 
     Args:
-        left: labels of the call's first argument; ``right`` those of its second.
+        left: labels of the first factor; ``right`` those of the second.
         axes: the axis of each that is summed over.
         rooted: whether the product is divided by the root of the number of channels.
     """
     summed, other = line(call, left, axes[0]), line(call, right, axes[1])
-    for labels, node in zip((left, right), call.node.args, strict=False):
+    factors = call.node.args[1] if call.operator == "aten::einsum" else call.node.args
+    for labels, node in zip((left, right), cast(Sequence[object], factors), strict=False):
         layer = layer_behind(node)
         weight, bias = (call.value(argument) for argument in (*layer.args, None)[1:3]) if layer else (None, None)
         made = bias if isinstance(bias, TensorRef) else None

@@ -31,8 +31,15 @@ CHANNELS = re.compile(
 """Names of numbers that follow channels even where no forward pass needs them (``num_features``)."""
 
 
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+OF_EINOPS = "axes_lengths"  # of its layers: the sizes of axes, by letter; their forward() reads a copy, _axes_lengths
+NUMBERED = (int, tuple, list, dict)
+
+
 def resize_(module: nn.Module, changes: list[tuple[Sizes, Sizes]], spared: Container[str] = ()) -> None:
     """Set every int (also inside tuples and lists) that equals an old size to its new size, in place.
+
+    Attributes whose names begin with an underscore count as well, but for those that every module has.
 
     A list that equals the sizes of several parts takes all their new sizes, in order. A number that would have to
     become two different ones is left alone, and so is one whose name says that it is a place or a distance.
@@ -52,6 +59,8 @@ def resize_(module: nn.Module, changes: list[tuple[Sizes, Sizes]], spared: Conta
     for name, value in _resized(module, changes).items():
         if name not in spared:
             vars(module)[name] = value
+            if f"_{name}" in vars(module) and name == OF_EINOPS:
+                vars(module)[f"_{name}"] = tuple(value.items())
 
 
 def doubtful(model: nn.Module, plan: WidthPlan) -> tuple[Spared, ...]:
@@ -91,9 +100,11 @@ def _resized(module: nn.Module, changes: list[tuple[Sizes, Sizes]]) -> dict[str,
     if is_standard(module) and not is_bare(module):
         return {}
     sure = _unambiguous(changes)
-    named = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    named = {name: value for name, value in vars(module).items() if name not in OF_EVERY_MODULE}
     new = {name: _renumber(value, sure) for name, value in named.items() if not GEOMETRY.search(name.lower())}
-    return {name: value for name, value in new.items() if type(value) in (int, tuple, list) and value != named[name]}
+    if type(lengths := named.get(OF_EINOPS)) is dict:
+        new[OF_EINOPS] = {letter: _renumber(size, sure) for letter, size in lengths.items()}
+    return {name: value for name, value in new.items() if type(value) in NUMBERED and value != named[name]}
 
 
 def _unambiguous(changes: list[tuple[Sizes, Sizes]]) -> dict[Sizes, Sizes]:

@@ -163,16 +163,15 @@ def test_a_size_is_replaced_in_ints_tuples_and_lists() -> None:
 
 
 def test_only_whole_numbers_are_sizes() -> None:
-    made = block(flag=True, rate=8.0, name="8", mixed=(8, None), nested=[(8,)], empty=(), _private=8)
+    made = block(flag=True, rate=8.0, name="8", mixed=(8, None), nested=[(8,)], empty=())
     resize_(made, [(8, 5), (1, 3)])
-    assert (made.flag, made.rate, made.name, made.mixed, made.nested, made.empty, made._private) == (
+    assert (made.flag, made.rate, made.name, made.mixed, made.nested, made.empty) == (
         True,
         8.0,
         "8",
         (8, None),
         [(8,)],
         (),
-        8,
     )
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+import torch
+from einops.layers.torch import Rearrange
 from torch import nn
 
 from hyperprune.plan import Resize, WidthPlan
@@ -15,6 +19,18 @@ def test_the_sizes_of_the_parts_are_replaced_in_their_order(kind: type) -> None:
     made = block(splits=kind((4, 4)), others=kind((4, 8)), three=kind((4, 4, 4)))
     resize_(made, [((4, 4), (1, 3)), ((4, 8), (4, 5))])
     assert (made.splits, made.others, made.three) == (kind((1, 3)), kind((4, 5)), kind((4, 4, 4)))
+
+
+def test_private_attributes_change_too() -> None:
+    made = block(_width=4)
+    resize_(made, [(4, 3)])
+    assert made._width == 3
+
+
+def test_a_layer_of_einops_is_told_its_sizes_twice() -> None:
+    layer = Rearrange("b (h d) -> b h d", h=4)
+    resize_(layer, [(4, 3)])
+    assert layer(torch.zeros(1, 6)).shape == copy.deepcopy(layer)(torch.zeros(1, 6)).shape == (1, 3, 2)
 
 
 def test_parts_that_would_become_two_different_things_are_left_alone() -> None:

@@ -68,16 +68,21 @@ def product(call: Call) -> Any:
     if not varying_axes(a):
         call.freeze(a, PRODUCT)
         return _passes(call, b, -1)
-    if varies(a, a.ndim - 1) and varies(b, b.ndim - 2):
-        reading = call.choose("as it is", "by the root")
-        rooted = reading == "by the root"
-        if reading != "freeze" and gate_product(call, a, b, (-1, -2), rooted=rooted) is not None:
-            return call.pinned(PRODUCT)
+    if varies(a, a.ndim - 1) and varies(b, b.ndim - 2) and (scores := _scores(call, a, b, (-1, -2))) is not None:
+        return scores
     call.freeze(b, PRODUCT)
     if not varying_axes(b):
         return _passes(call, a, -2)
     _count(call, (left, right), macs)
     return call.give_up(PRODUCT)
+
+
+def _scores(call: Call, a: Tensor, b: Tensor, axes: tuple[int, int]) -> Any:
+    """Sum over the channels inside the heads; None if that cannot be gated."""
+    reading = call.choose("as it is", "by the root")
+    rooted = reading == "by the root"
+    gated = reading != "freeze" and gate_product(call, a, b, axes, rooted=rooted) is not None
+    return call.pinned(PRODUCT) if gated else None
 
 
 def _is_matrix(value: Any) -> TypeGuard[TensorRef]:
@@ -129,30 +134,46 @@ def einsum(call: Call) -> Any:
     shared = [letter for letter in result if letter in busy and all(letter in name for name in names)]
     sizes = dict(pair for name, o in zip(names, operands, strict=True) for pair in zip(name, o.shape, strict=True))
     macs = prod(sizes.values())
-    if len(shared) == 1 and call.choose("whole heads") != "freeze":
+    if len(shared) == 1 and not call.by_width and call.choose("whole heads") != "freeze":
         made = _tie_heads(call, operands, [name.index(shared[0]) for name in names])
         _count(call, call.arg("tensors"), macs, made)
         return call.along(made, result.index(shared[0]))
     _count(call, call.arg("tensors"), macs)
-    tables = [o for o, given in zip(operands, call.arg("tensors"), strict=True) if _is_buffer(given)]
-    busy = {letter: o for letter, o in busy.items() if not any(o is table for table in tables)}
-    alone = [letter for letter in busy if letter in result]
-    if shared or len(busy) != 1 or not alone or call.choose("each by itself") == "freeze":
+    if (axes := _summed(names, result, operands)) is not None:
+        scores = _scores(call, operands[0], operands[1], axes)
+        return call.give_up(PRODUCT) if scores is None else scores
+    if shared and not call.by_width:
         return call.give_up(PRODUCT)
-    return _weighted(call, operands, busy[alone[0]], result.index(alone[0]))
+    rest = {letter: o for letter, o in busy.items() if letter not in shared}
+    return _passes_by_letters(call, names, result, operands, rest)
+
+
+def _summed(names: list[str], result: str, operands: list[Tensor]) -> tuple[int, int] | None:
+    """Return the axes of the one sum that runs over channels of both operands."""
+    found = [(names[0].index(letter), names[1].index(letter)) for letter in set(names[0]) & set(names[1]) - set(result)]
+    varying = [axes for axes in found if all(map(varies, operands, axes))]
+    return varying[0] if len(found) == len(varying) == 1 else None
+
+
+def _passes_by_letters(
+    call: Call, names: list[str], result: str, operands: list[Tensor], busy: dict[str, Tensor]
+) -> Any:
+    """Pass the channels of one operand on where the other holds none: pooling with weights, ``"bn,bnd->bd"``."""
+    tables = [o for o, value in zip(operands, call.arg("tensors"), strict=True) if _is_buffer(value)]
+    free = {letter: o for letter, o in busy.items() if not any(o is table for table in tables)}
+    if len(free) != 1 or not set(free) <= set(result) or call.choose("each by itself") == "freeze":
+        return call.give_up(PRODUCT)
+    ((letter, labels),) = free.items()
+    for other in operands:
+        if other is not labels:
+            call.freeze(other, PRODUCT)
+    axis = next(name.index(letter) for name, o in zip(names, operands, strict=True) if o is labels)
+    return call.along(line(call, labels, axis), result.index(letter))
 
 
 def _is_buffer(value: Any) -> bool:
     """Say whether an operand is a buffer: links of a graph, weights of a window."""
     return isinstance(value, TensorRef) and not value.is_parameter
-
-
-def _weighted(call: Call, operands: list[Tensor], busy: Tensor, made: int) -> Tensor:
-    """Pass the channels of one operand on where the other holds none: pooling with weights, ``"bn,bnd->bd"``."""
-    for other in operands:
-        if other is not busy:
-            call.freeze(other, PRODUCT)
-    return call.along(call.channels(busy, varying_axes(busy)[0]), made)
 
 
 def _count(call: Call, operands: Any, macs: int, *heads: Tensor) -> None:
