@@ -212,7 +212,7 @@ def norms_in_groups(graphs: Iterable[torch.fx.Graph]) -> tuple[str, ...]:
 
 
 def convolutions_in_wide_groups(graphs: Iterable[torch.fx.Graph]) -> tuple[str, ...]:
-    """Return the convolutions that lose whole groups at first, though these are few: no more than they are wide."""
+    """Return the convolutions that lose whole groups at first, though these are fewer than they are wide."""
     nodes = (node for graph in graphs for node in graph.nodes if _has_wide_groups(node) and not splits_channels(node))
     return tuple(dict.fromkeys(node.name for node in nodes))
 
@@ -222,4 +222,4 @@ def _has_wide_groups(node: torch.fx.Node) -> bool:
         return False
     x, weight = (cast(torch.fx.Node, node.args[at]).meta["val"].shape for at in (0, 1))
     groups = x[1 - len(weight)] // weight[1]
-    return 1 < groups <= weight[1]
+    return 1 < groups < weight[1]
