@@ -34,9 +34,10 @@ from hyperprune.rehearsal import (
     after_fault,
     excerpts_for,
     fault_at_other_sizes,
-    first_reading,
+    first_readings,
     in_one_class,
     rehearse,
+    tied,
     undecided,
     whatever_is_read,
     with_firm_attributes,
@@ -259,7 +260,7 @@ def hyperize(
             found = build(ledger, base, unreached, choices.closed, kept, choices.heirs, choices.held, changing)
             return replace(found, spared=tuple(sorted(choices.spared)))
 
-        return _offered(base, inputs, couple, *first_reading([trace.graph for trace in traces], couple))
+        return _least_tied(base, inputs, couple, first_readings([trace.graph for trace in traces], couple))
 
     coupling = _for_other_sizes(base, inputs, offered(traces), lambda other: offered((*traces, trace(base, other)[0])))
     found = replace(coupling, branches=find_branches(traces[0], coupling))
@@ -277,6 +278,24 @@ def _lively(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
     except Exception:  # whatever the user's forward raises
         return inputs
     return lively if all(bool(tensor.isfinite().all()) for tensor in found) else inputs
+
+
+def _least_tied(
+    base: nn.Module, inputs: ExampleInputs, couple: Couple, readings: list[tuple[Choices, CouplingMap]]
+) -> CouplingMap:
+    """Return what may be offered from the first of some readings that ties nothing too much, else from the best."""
+    found: list[CouplingMap] = []
+    refusals: list[NothingPrunableError] = []
+    for choices, coupling in readings:
+        try:
+            found.append(_offered(base, inputs, couple, choices, coupling))
+        except NothingPrunableError as error:
+            refusals.append(error)
+        if found and not tied(found[-1]):
+            return found[-1]
+    if not found:
+        raise refusals[0]
+    return min(found, key=tied)
 
 
 def _offered(

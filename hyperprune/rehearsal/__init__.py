@@ -12,7 +12,7 @@ from hyperprune.rehearsal.choices import (
     with_spared,
     without_guilty,
 )
-from hyperprune.rehearsal.first import first_reading
+from hyperprune.rehearsal.first import first_readings, tied
 from hyperprune.rehearsal.rehearse import Fault, excerpts_for, fault_at_other_sizes, rehearse
 
 __all__ = [
@@ -22,9 +22,10 @@ __all__ = [
     "after_fault",
     "excerpts_for",
     "fault_at_other_sizes",
-    "first_reading",
+    "first_readings",
     "in_one_class",
     "rehearse",
+    "tied",
     "undecided",
     "whatever_is_read",
     "with_firm_attributes",
