@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
@@ -18,7 +19,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from hyperprune import export_pruned, hyperize, load_pruned, save_pruned
 from hyperprune.errors import ModelError, NothingPrunableError
 from hyperprune.labels.reasons import INEXACT, RANDOM
-from hyperprune.rehearsal import Choices, excerpts_for, rehearse
+from hyperprune.rehearsal import Choices, excerpts_for, rehearse, tied
 from hyperprune.trace import ExampleInputs
 from hyperprune.verify import Proof
 from tests.models import Net, couple, layout, random_half, relative_error, residual, zeroed
@@ -675,3 +676,15 @@ def test_penalties_of_train_mode_keep_no_channels() -> None:
 
     hyper = hyperize(Trained(penalised).eval(), torch.randn(2, 3, 8, 8))
     assert [group.name for group in hyper.coupling.groups] == ["first", "second"]
+
+
+def test_few_and_wide_groups_of_a_convolution_lose_inner_channels_and_many_go_whole() -> None:
+    hyper = hyperize(timm.create_model("regnetx_002", num_classes=5), torch.randn(1, 3, 64, 64))
+    few, many = (hyper.coupling.group(f"s{stage}.b1.conv2.conv") for stage in (1, 4))
+    assert (few.size, few.width) == (8, 3)
+    assert (many.size, many.width) == (46, 8)
+
+
+def test_wide_groups_go_whole_where_the_rest_of_a_network_would_be_tied_else() -> None:
+    hyper = hyperize(timm.create_model("nextvit_small", num_classes=5), torch.randn(1, 3, 64, 64))
+    assert tied(hyper.coupling) == 0
