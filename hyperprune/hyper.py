@@ -43,6 +43,7 @@ from hyperprune.rehearsal import (
     with_firm_attributes,
     with_first_readings,
     with_spared,
+    with_widths_of_own_layers,
     without_guilty,
 )
 from hyperprune.selection import Pattern, select_layers
@@ -257,7 +258,9 @@ def hyperize(
     def offered(traces: tuple[Trace, ...]) -> CouplingMap:
         def couple(choices: Choices) -> CouplingMap:
             ledger = flow(traces, choices.readings, attention)
-            found = build(ledger, base, unreached, choices.closed, kept, choices.heirs, choices.held, changing)
+            found = build(
+                ledger, base, unreached, choices.closed, kept, choices.heirs, choices.followers, choices.held, changing
+            )
             return replace(found, spared=tuple(sorted(choices.spared)))
 
         return _least_tied(base, inputs, couple, first_readings([trace.graph for trace in traces], couple))
@@ -316,7 +319,8 @@ def _offered(
                 return with_first_readings(choices, base, coupling, seen, couple)
         else:
             tried = (
-                with_firm_attributes(choices, base, coupling, seen, outcome, couple)
+                with_widths_of_own_layers(choices, base, coupling, seen, outcome, couple)
+                or with_firm_attributes(choices, base, coupling, seen, outcome, couple)
                 or whatever_is_read(choices, base, coupling, seen, outcome, couple)
                 or in_one_class(choices, base, coupling, seen, outcome, couple)
                 or after_fault(choices, coupling, base, outcome)

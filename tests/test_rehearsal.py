@@ -23,6 +23,7 @@ from hyperprune.rehearsal import Choices, excerpts_for, rehearse, tied
 from hyperprune.trace import ExampleInputs
 from hyperprune.verify import Proof
 from tests.models import Net, couple, layout, random_half, relative_error, residual, zeroed
+from tests.second_opinion import second_opinion
 
 IMAGE = (2, 3, 4, 4)
 
@@ -688,3 +689,34 @@ def test_few_and_wide_groups_of_a_convolution_lose_inner_channels_and_many_go_wh
 def test_wide_groups_go_whole_where_the_rest_of_a_network_would_be_tied_else() -> None:
     hyper = hyperize(timm.create_model("nextvit_small", num_classes=5), torch.randn(1, 3, 64, 64))
     assert tied(hyper.coupling) == 0
+
+
+class Insistent(nn.Module):
+    """Makes sure of what it is given, by numbers that no call holds."""
+
+    def __init__(self, channels: int, made: int, heads: int = 0) -> None:
+        super().__init__()
+        self.channels, self.heads = channels, heads
+        self.conv, self.mixed = nn.Conv2d(channels, made, 1), nn.Conv2d(made, made, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != self.channels:
+            raise ValueError(f"{x.shape[1]} channels, not {self.channels}")
+        x = self.conv(x)
+        if self.heads:
+            x = x.view(len(x), self.heads, -1, *x.shape[2:]).relu().flatten(1, 2)
+        return self.mixed(x)
+
+
+@pytest.mark.parametrize("heads", [0, 4])
+@pytest.mark.parametrize("made", [8, 12])
+def test_a_width_that_is_made_sure_of_follows_the_layers_of_the_module(made: int, heads: int) -> None:
+    stem, last = nn.Conv2d(3, 8, 1), nn.Conv2d(made, 2, 1)
+    model = nn.Sequential(stem, Insistent(8, 8), nn.ReLU(), Insistent(8, made, heads), last).eval()
+    hyper = hyperize(model, torch.randn(2, 3, 4, 4))
+    assert {stays.layer for stays in hyper.coupling.frozen} == {"4"}
+    hyper.bank.keep_(torch.arange(hyper.coupling.units) % 3 != 1)
+    slim = export_pruned(hyper)
+    widths = [module.in_channels for module in slim.modules() if isinstance(module, nn.Conv2d)]
+    assert (slim[1].channels, slim[3].channels) == (widths[1], widths[3])
+    assert second_opinion(hyper).agrees

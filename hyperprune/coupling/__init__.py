@@ -1,13 +1,14 @@
 """Coupling: units (channels that live or die together), groups of units, and the sites where they lie."""
 
 from hyperprune.coupling.branches import find_branches
-from hyperprune.coupling.build import Heir, Held, build, lies_inside
+from hyperprune.coupling.build import Follower, Heir, Held, build, lies_inside
 from hyperprune.coupling.map import STAYS, Branch, CouplingMap, Frozen, Group, Norm, Product, Site, Size, Tensor, Use
 
 __all__ = [
     "STAYS",
     "Branch",
     "CouplingMap",
+    "Follower",
     "Frozen",
     "Group",
     "Heir",

@@ -34,6 +34,7 @@ from hyperprune.plan import layer_of
 from hyperprune.trace import Origin
 
 Heir = tuple[str, str]
+Follower = tuple[str, bool]
 Held = tuple[str, int, tuple[int, ...]]
 Homes = tuple[tuple[int, int], ...]
 _NOWHERE = Origin("", "", "")
@@ -56,6 +57,7 @@ def build(
     closed: Iterable[str] = (),
     kept: frozenset[str] = frozenset(),
     heirs: Iterable[Heir] = (),
+    followers: Iterable[Follower] = (),
     held: Iterable[Held] = (),
     edited: Mapping[str, Iterable[str]] | None = None,
 ) -> CouplingMap:
@@ -70,6 +72,7 @@ def build(
         closed: modules whose channels all stay.
         kept: modules whose output channels the user keeps.
         heirs: modules that take over the sizes on one line of the module around them, with that line.
+        followers: modules that hold widths of their own layers, or, if so marked, only what the first of them reads.
         held: positions along an axis of a tensor whose channels stay.
         edited: parameters that forward() itself writes to while the network trains, with what it mixes into them.
     """
@@ -99,7 +102,7 @@ def build(
         sites=tuple(site for site in sites if any(unit != STAYS for unit in site.units)),
         frozen=_frozen(axes, reasons),
         tensors=_tensors(ledger),
-        sizes=_inherited(_sizes(ledger, of_label), heirs),
+        sizes=(*_inherited(_sizes(ledger, of_label), heirs), *_of_own_layers(sites, followers)),
         norms=_norms(ledger, of_label),
         products=_products(ledger, of_label),
         standardised=_standardised(ledger, of_label),
@@ -481,6 +484,18 @@ def _inherited(sizes: tuple[Size, ...], heirs: Iterable[Heir]) -> tuple[Size, ..
         around = [module for module in holders if lies_inside(heir, module)][-1:]
         inside += [replace(size, module=heir) for size in sizes if size.module in around and size.source == line]
     return (*sizes, *inside)
+
+
+def _of_own_layers(sites: Iterable[Site], followers: Iterable[Follower]) -> tuple[Size, ...]:
+    """Return the widths of the layers inside each follower, as sizes that no call holds."""
+    found: dict[Size, None] = {}
+    for path, of_first in followers:
+        inside = [site for site in sites if site.role != "along" and lies_inside(layer_of(site.tensor), path)]
+        if of_first:
+            inside = [site for site in inside if site.role == "reads"][:1]
+        changing = [site.units for site in inside if set(site.units) != {STAYS}]
+        found |= dict.fromkeys(Size("", path, tuple((unit,) for unit in units)) for units in changing)
+    return tuple(found)
 
 
 def _norms(ledger: Ledger, units: np.ndarray) -> tuple[Norm, ...]:

@@ -125,7 +125,7 @@ class Size:
     """A size written into a module's ``forward``.
 
     Attributes:
-        node: the call that holds it.
+        node: the call that holds it; empty if none does: the module compares it with what it is given.
         module: path of the module that makes the call.
         slots: for each position the units that lie there (``STAYS`` for a channel that stays); the size is the
             number of positions where any of them lives.

@@ -10,6 +10,7 @@ from hyperprune.rehearsal.choices import (
     with_firm_attributes,
     with_first_readings,
     with_spared,
+    with_widths_of_own_layers,
     without_guilty,
 )
 from hyperprune.rehearsal.first import first_readings, tied
@@ -31,5 +32,6 @@ __all__ = [
     "with_firm_attributes",
     "with_first_readings",
     "with_spared",
+    "with_widths_of_own_layers",
     "without_guilty",
 ]

@@ -10,17 +10,27 @@ from itertools import chain, product
 import torch
 from torch import Tensor, nn
 
-from hyperprune.coupling import CouplingMap, Group, Heir, Held, lies_inside
+from hyperprune.coupling import CouplingMap, Follower, Group, Heir, Held, lies_inside
 from hyperprune.errors import ModelError
 from hyperprune.labels.flow import LAST_RESORT
 from hyperprune.plan import Spared, layer_of
-from hyperprune.rehearsal.rehearse import FUSED, Fault, about_half, modules_of, rehearse, rehearse_at, suspects_in
+from hyperprune.rehearsal.rehearse import (
+    FUSED,
+    Fault,
+    about_half,
+    holds_sizes,
+    modules_of,
+    rehearse,
+    rehearse_at,
+    suspects_in,
+)
 from hyperprune.slim import changed, doubtful, is_standard
 from hyperprune.trace import ExampleInputs
 from hyperprune.verify import Proof
 
 MOST_WAYS = 8  # attributes of one module that are tried one by one
 MOST_LINES = 8  # whose calls are read as at first once more, one after the other
+INSISTED = ("AssertionError", "ValueError")  # code of the user's found a width wrong, not torch
 FEW = 3  # classes that multiply activations, up to which every combination of readings is tried
 
 
@@ -33,6 +43,8 @@ class Choices:
         closed: modules whose channels all stay, because no reading of their calls exported exactly.
         heirs: modules that take over the sizes on one line of the module around them: that line calls a method of
             theirs which is not ``forward``, and torch.export credits what happens there to the caller.
+        followers: modules that compare what they are given with widths of their own layers, which no call holds; and
+            whether with what the first of them reads alone.
         held: positions of tensors that stay, because no export without some of them was exact.
         spared: attributes that keep their numbers, though these are sizes that change too.
     """
@@ -40,6 +52,7 @@ class Choices:
     readings: Mapping[str, int] = field(default_factory=dict)
     closed: frozenset[str] = frozenset()
     heirs: frozenset[Heir] = frozenset()
+    followers: frozenset[Follower] = frozenset()
     held: frozenset[Held] = frozenset()
     spared: frozenset[Spared] = frozenset()
 
@@ -73,7 +86,7 @@ def with_spared(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) 
 
     They are tried class by class. Those whose names speak of channels follow in any case.
     """
-    if not suspects_in(coupling, modules_of(model)):
+    if not holds_sizes(coupling, modules_of(model)):
         return coupling
     kinds: dict[tuple[type[nn.Module], str], list[Spared]] = {}
     for spared in doubtful(model, coupling.plan(about_half(coupling, 0).numpy())):
@@ -124,6 +137,32 @@ def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault
     if fault.inexact and (unfrozen := [*(made.node for made in coupling.products), *norms]):
         return choices.read(dict.fromkeys(unfrozen, LAST_RESORT))
     return None
+
+
+def with_widths_of_own_layers(
+    choices: Choices, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, fault: Fault, couple: Couple
+) -> Choices | None:
+    """Return the choices by which the module that failed holds widths of its own layers, if it fails no more.
+
+    ``assert x.shape[1] == self.channels`` leaves no call in the graph. Modules of one class are read alike.
+    """
+    modules = modules_of(model)
+    path = next(iter(fault.modules), "")
+    known = {follower for follower, _ in choices.followers}
+    if not fault.what.startswith(INSISTED):
+        known |= {size.module for size in coupling.sizes}
+    if fault.inexact or not path or path in known or is_standard(modules[path]):
+        return None
+    alike = {other for other, module in modules.items() if type(module) is type(modules[path])} - known
+    elsewhere = None
+    for of_first in (False, True):
+        tried = replace(choices, followers=choices.followers | {(other, of_first) for other in alike})
+        outcome = rehearse(model, couple(tried), inputs)
+        if isinstance(outcome, Proof):
+            return tried
+        if alike.isdisjoint(outcome.modules):
+            elsewhere = elsewhere or tried
+    return elsewhere
 
 
 def whatever_is_read(

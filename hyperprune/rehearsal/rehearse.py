@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperprune.copies import copied
-from hyperprune.coupling import STAYS, CouplingMap
+from hyperprune.coupling import STAYS, CouplingMap, Size
 from hyperprune.rehearsal.runs import (
     buffers_kept,
     calibrated_run,
@@ -191,7 +191,7 @@ def _draws(coupling: CouplingMap, model: nn.Module) -> int:
 
     One is enough where no code of the user's holds sizes.
     """
-    if not suspects_in(coupling, modules_of(model)):
+    if not holds_sizes(coupling, modules_of(model)):
         return 1
     return 2 + 2 * any(group.size <= FEW_UNITS for group in coupling.groups)
 
@@ -239,10 +239,20 @@ def _apart(size: int, share: float, taken: set[int], rng: torch.Generator, least
 def suspects_in(coupling: CouplingMap, modules: Mapping[str, nn.Module]) -> dict[str, str]:
     """Return the calls that hold sizes, each with its module; layers that keep their own sizes are innocent."""
     found: dict[str, str] = {}
-    for size in coupling.sizes:
-        if set(size.slots) != {(STAYS,)} and not is_standard(modules[size.module]):
+    for size in _sizes_of_users(coupling, modules):
+        if size.node:
             found.setdefault(size.node, size.module)
     return found
+
+
+def holds_sizes(coupling: CouplingMap, modules: Mapping[str, nn.Module]) -> bool:
+    """Say whether code of the user's holds sizes that change."""
+    return any(True for _ in _sizes_of_users(coupling, modules))
+
+
+def _sizes_of_users(coupling: CouplingMap, modules: Mapping[str, nn.Module]) -> Iterator[Size]:
+    changing = (size for size in coupling.sizes if set(size.slots) != {(STAYS,)})
+    return (size for size in changing if not is_standard(modules[size.module]))
 
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:

@@ -387,6 +387,21 @@ def test_an_heir_takes_over_the_sizes_on_its_line_of_the_nearest_module_around_i
     assert [(size.node, size.module) for size in found[4:]] == [("v3", "m.n.heir"), ("v2", "m.heir")]
 
 
+def test_a_follower_holds_the_widths_of_its_layers_or_what_the_first_of_them_reads() -> None:
+    script = Script()
+    made = script.layer("stem", script.image(3), 4)
+    made = script.layer("m.n.b", script.layer("m.a", made, 5), 6)
+    script.output(script.layer("mm.c", made, 2))
+    follower, first, other = (
+        [(size.node, size.module, size.slots) for size in script.solved(followers=[way]).sizes]
+        for way in (("m", False), ("m", True), ("m.n", False))
+    )
+    stem, a, b = (tuple((unit,) for unit in range(*ends)) for ends in ((0, 4), (4, 9), (9, 15)))
+    assert sorted(follower) == [("", "m", stem), ("", "m", a), ("", "m", b)]
+    assert first == [("", "m", stem)]
+    assert sorted(other) == [("", "m.n", a), ("", "m.n", b)]
+
+
 @pytest.mark.parametrize(
     ("path", "module", "inside"),
     [("a.b", "a", True), ("a", "", True), ("ab", "a", False), ("a", "a", False), ("", "", False), ("a", "a.b", False)],
