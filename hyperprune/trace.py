@@ -24,6 +24,7 @@ import torch
 import torch.fx
 from torch import nn
 
+from hyperprune.constants import constants_known
 from hyperprune.copies import copied
 from hyperprune.errors import InputsError, TraceError
 from hyperprune.regions import join_regions_
@@ -383,12 +384,20 @@ def _followed(model: nn.Module, inputs: ExampleInputs, *, training: bool) -> Tra
         InputsError: the model fails on these inputs.
         TraceError: it runs, but cannot be exported.
     """
-    known = is_of_libraries(model)
+    found: Trace | TraceError
     try:
-        return _export(_copy(model, training) if known else _warmed(model, inputs, training), inputs)
+        found = _export(_copy(model, training) if is_of_libraries(model) else _warmed(model, inputs, training), inputs)
+    except TraceError as error:
+        found = error
+    if isinstance(found, Trace) and not any(plain_name(node) == "item" for node in found.graph.nodes):
+        return found
+    again = _warmed(model, inputs, training)  # the inputs may be to blame
+    try:
+        with constants_known():
+            return _export(again, inputs)
     except TraceError:
-        if known:
-            _warmed(model, inputs, training)  # the inputs may be to blame
+        if isinstance(found, Trace):
+            return found
         raise
 
 

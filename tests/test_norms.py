@@ -73,6 +73,15 @@ class WrittenOut(Gammas):
         return self.gamma[:, None, None] * ((x - mean) / torch.sqrt(variance + 1e-6)) + self.beta[:, None, None]
 
 
+class Turned(Gammas):
+    """The norm over channels and space that Asteroid writes, which scales its result with the channels last."""
+
+    def forward(self, x):
+        axes = torch.arange(1, x.ndim).tolist()
+        x = (x - x.mean(axes, keepdim=True)) / torch.sqrt(x.var(axes, unbiased=False, keepdim=True) + 1e-8)
+        return (self.gamma * x.transpose(1, -1) + self.beta).transpose(1, -1)
+
+
 class Llama(Gammas):
     """The RMS norm of language models: in float32, whatever the type of its input."""
 
@@ -96,6 +105,7 @@ NETWORKS = {
     "layer norm with names of its own": lambda: ChannelsLast(Gammas(12)),
     "layer norm in another type": lambda: ChannelsLast(Float64(12)),
     "layer norm written out": lambda: Residual(WrittenOut(12)),
+    "norm over all written out": lambda: Residual(Turned(12)),
     "rms norm written out": lambda: ChannelsLast(Llama(12)),
     "layer norm": lambda: ChannelsLast(nn.LayerNorm(12)),
     "layer norm with its own permutation": lambda: Residual(OwnLayerNorm2d(12)),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch.fx
 
 from hyperprune.labels.ledger import NormKind
-from hyperprune.labels.lookahead import CASTS, is_all_of_its_layer, is_within
+from hyperprune.labels.lookahead import CASTS, TURNED, is_all_of_its_layer, is_within
 from hyperprune.trace import owner, plain_name
 
 PASSING = (*CASTS, "alias")
@@ -138,8 +138,8 @@ def _divided_by_root(variance: torch.fx.Node) -> tuple[torch.fx.Node | None, boo
 
 
 def _weighted(scaled: torch.fx.Node, kind: NormKind) -> WrittenNorm | None:
-    """Return the norm, if a parameter scales its result, and does nothing but scale."""
-    product = _only_user(scaled, *SCALING)
+    """Return the norm, if a parameter scales its result, turned perhaps, and does nothing but scale."""
+    product = _only_user(_only_user(scaled, *TURNED) or scaled, *SCALING)
     return None if product is None else _scaled_by(product, kind)
 
 
