@@ -319,7 +319,7 @@ def _offered(
                 return with_first_readings(choices, base, coupling, seen, couple)
         else:
             tried = (
-                with_widths_of_own_layers(choices, base, coupling, seen, outcome, couple)
+                with_widths_of_own_layers(choices, base, seen, outcome, couple)
                 or with_firm_attributes(choices, base, coupling, seen, outcome, couple)
                 or whatever_is_read(choices, base, coupling, seen, outcome, couple)
                 or in_one_class(choices, base, coupling, seen, outcome, couple)

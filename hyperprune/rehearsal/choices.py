@@ -140,7 +140,7 @@ def after_fault(choices: Choices, coupling: CouplingMap, model: nn.Module, fault
 
 
 def with_widths_of_own_layers(
-    choices: Choices, model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs, fault: Fault, couple: Couple
+    choices: Choices, model: nn.Module, inputs: ExampleInputs, fault: Fault, couple: Couple
 ) -> Choices | None:
     """Return the choices by which the module that failed holds widths of its own layers, if it fails no more.
 
@@ -149,9 +149,7 @@ def with_widths_of_own_layers(
     modules = modules_of(model)
     path = next(iter(fault.modules), "")
     known = {follower for follower, _ in choices.followers}
-    if not fault.what.startswith(INSISTED):
-        known |= {size.module for size in coupling.sizes}
-    if fault.inexact or not path or path in known or is_standard(modules[path]):
+    if not fault.what.startswith(INSISTED) or not path or path in known or is_standard(modules[path]):
         return None
     alike = {other for other, module in modules.items() if type(module) is type(modules[path])} - known
     elsewhere = None
