@@ -89,8 +89,8 @@ def _how(rows: dict[str, Record]) -> list[str]:
         "The machine had two cores that other work shared; each process had one thread and at most 16 GB. hyperprune",
         "had 400 s a model (one row had more), Torch-Pruning 150 s, which six of hyperprune's exact rows exceeded: a",
         "timeout is no verdict. One limit for both: `python benchmarks/zoo.py --again --timeout 400`. hyperprune's",
-        "rows come from successive versions; with later ones, about 200 models were run again, all exact, and 51 rows that",
-        "had changed were replaced. Most of Torch-Pruning's are from an earlier run of both tools.",
+        "rows come from successive versions; with later ones, about 200 models were run again, all exact, and 51 rows",
+        "that had changed were replaced. Most of Torch-Pruning's are from an earlier run of both tools.",
     ]
 
 
