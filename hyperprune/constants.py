@@ -69,7 +69,7 @@ class _Twins(TorchFunctionMode):
         return twin if name in READINGS else self._paired(func(*self._numbered(name, args), **kwargs), twin)
 
     def _on_twins(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        with _disable_current_modes():
+        with _disable_current_modes():  # torch has no public name for computing with real numbers amid a trace
             args, kwargs = tree_map_only(Tensor, self._twins.__getitem__, (args, kwargs))
             return func(*args, **kwargs)
 
