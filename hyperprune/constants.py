@@ -6,8 +6,7 @@ model is exported such a tensor is as empty as all others; here a twin with its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,13 +24,12 @@ DRAWS = ("rand", "bernoulli", "multinomial", "normal", "exponential", "poisson")
 SHAPING = {
     *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "roll", "narrow", "select"),
     *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "repeat", "tile", "split", "chunk"),
-    *("zeros", "ones", "full", "arange", "new_zeros", "new_ones", "new_full", "sum", "mean", "var", "std"),
+    *(*MAKING, "new_zeros", "new_ones", "new_full", "sum", "mean", "var", "std"),
 }
 """Functions that take axes and sizes as numbers, and numbers out of tensors as well."""
 
 
-@contextmanager
-def constants_known() -> Iterator[None]:
+def constants_known() -> TorchFunctionMode:
     """Let code that runs inside, under torch's tracing, read the numbers of tensors made of constants alone.
 
     Example:
@@ -43,8 +41,7 @@ def constants_known() -> Iterator[None]:
         >>> [node.args[1] for node in graph.nodes if node.name == "permute"]
         [[1, 0]]
     """
-    with _Twins():
-        yield
+    return _Twins()
 
 
 class _Twins(TorchFunctionMode):

@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, field
 from io import StringIO
 from traceback import extract_tb, format_tb
@@ -384,21 +384,21 @@ def _followed(model: nn.Module, inputs: ExampleInputs, *, training: bool) -> Tra
         InputsError: the model fails on these inputs.
         TraceError: it runs, but cannot be exported.
     """
-    found: Trace | TraceError
     try:
         found = _export(_copy(model, training) if is_of_libraries(model) else _warmed(model, inputs, training), inputs)
-    except TraceError as error:
-        found = error
-    if isinstance(found, Trace) and not any(plain_name(node) == "item" for node in found.graph.nodes):
-        return found
-    again = _warmed(model, inputs, training)  # the inputs may be to blame
-    try:
-        with constants_known():
-            return _export(again, inputs)
     except TraceError:
-        if isinstance(found, Trace):
-            return found
-        raise
+        return _with_constants(model, inputs, training)
+    if any(plain_name(node) == "item" for node in found.graph.nodes):
+        with suppress(TraceError):
+            return _with_constants(model, inputs, training)
+    return found
+
+
+def _with_constants(model: nn.Module, inputs: ExampleInputs, training: bool) -> Trace:
+    """Return the trace of a copy that knows what its constants are, after a run: the inputs may be to blame."""
+    copy = _warmed(model, inputs, training)
+    with constants_known():
+        return _export(copy, inputs)
 
 
 def _copy(model: nn.Module, training: bool) -> nn.Module:

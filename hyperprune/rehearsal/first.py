@@ -21,15 +21,16 @@ def first_readings(graphs: Sequence[torch.fx.Graph], couple: Couple) -> list[tup
     few and wide groups; how these are read otherwise comes second, for the rest of the network may not allow the first.
     """
     norms, convolutions = norms_in_groups(graphs), convolutions_in_wide_groups(graphs)
-    likeliest = _ranked([Choices(), *([Choices().next(norms)] if norms else [])], couple)[0]
-    if not convolutions:
-        return [likeliest]
-    return _ranked([likeliest[0], likeliest[0].next(convolutions)], couple)
+    readings = [(Choices(), couple(Choices()))]
+    for calls in (norms, convolutions):
+        if calls:
+            other = readings[0][0].next(calls)
+            readings = sorted([readings[0], (other, couple(other))], key=_combinations, reverse=True)
+    return readings if convolutions else readings[:1]
 
 
-def _ranked(options: list[Choices], couple: Couple) -> list[tuple[Choices, CouplingMap]]:
-    readings = [(choices, couple(choices)) for choices in options]
-    return sorted(readings, key=lambda reading: -prod(group.size for group in reading[1].groups))
+def _combinations(reading: tuple[Choices, CouplingMap]) -> int:
+    return prod(group.size for group in reading[1].groups)
 
 
 def tied(coupling: CouplingMap) -> int:
