@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch_pruning as tp
@@ -13,6 +13,8 @@ from examples.common.rivals import random_channels, uniform_widths
 from hyperprune import sparsifiers
 
 DENSE, DEFAULT = "dense", "fisher"
+UNPRUNED = (DENSE, "dense-distilled")
+DISTILLED = ", distilled"  # what titles of methods end in that learn from the dense network too
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,14 @@ class Method:
         variants: makers by name; the one that is best on the held-out images counts.
         family: whose it is: "ours", "baseline" or "Torch-Pruning".
         early: whether its rows are among the first to run.
+        distilled: whether it learns from the dense network too, in every step.
     """
 
     title: str
     variants: dict[str, Maker]
     family: str
     early: bool = False
+    distilled: bool = False
 
 
 def _ours(title: str, maker: Maker, early: bool = False) -> Method:
@@ -81,4 +85,8 @@ METHODS: dict[str, Method] = {
         "BNScale, sparse training", theirs.sparse(tp.pruner.BNScalePruner, tp.importance.BNScaleImportance)
     ),
     "tp-magnitude": _theirs("group magnitude", theirs.cut(tp.importance.GroupMagnitudeImportance), early=True),
+}
+METHODS |= {
+    f"{name}-distilled": replace(METHODS[name], title=METHODS[name].title + DISTILLED, early=False, distilled=True)
+    for name in (DENSE, DEFAULT, "uniform-widths", "tp-taylor", "tp-magnitude")
 }

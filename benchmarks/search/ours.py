@@ -44,7 +44,7 @@ def search_with(sparsifier: Sparsifier, run: Run, feed: Feed, share: float = SHA
     search = Search(hyper, optimizer, Budget(macs=run.macs), steps, sparsifier=sparsifier)
     hyper.train()
     for batch in islice(feed, steps):
-        train_step(hyper, optimizer, batch)
+        train_step(hyper, optimizer, batch, run.lesson)
         search.step()
     return export_pruned(hyper)
 

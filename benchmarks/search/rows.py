@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from benchmarks.device import layout, precision
-from benchmarks.search.methods import DENSE, METHODS
+from benchmarks.search.methods import METHODS, UNPRUNED
 from benchmarks.search.ours import Maker
 from benchmarks.search.settings import CHOOSING_SEED
 from benchmarks.search.training import Run, accuracy_of, train
 from hyperprune.cost import count_with_fvcore
-from hyperprune.recovery import recalibrate_
+from hyperprune.recovery import Distillation, recalibrate_
 
 FIRST_CELLS = (("ResNet-20", 0.5), ("ResNet-20", 0.3), ("ResNet-56", 0.5), ("ResNet-56", 0.3))
 RECALIBRATION_BATCHES = 20
@@ -47,12 +47,12 @@ def keys(preset: str, networks: list[str], targets: list[float], methods: list[s
     cells = [(network, target) for network in networks for target in targets]
     first = [cell for cell in FIRST_CELLS if cell in cells]
     rest = [cell for cell in cells if cell not in first]
-    early = [name for name in methods if METHODS[name].early and name != DENSE]
-    late = [name for name in methods if not METHODS[name].early]
+    early = [name for name in methods if METHODS[name].early and name not in UNPRUNED]
+    late = [name for name in methods if not METHODS[name].early and name not in UNPRUNED]
     found: list[Key] = []
     for part, names in ((first, early), (first, late), (rest, early + late)):
         for (network, target), seed in product(part, seeds):
-            dense = [Key(preset, network, 1.0, DENSE, seed)] if DENSE in methods else []
+            dense = [Key(preset, network, 1.0, name, seed) for name in UNPRUNED if name in methods]
             rows = [Key(preset, network, target, name, seed) for name in names]
             found += [key for key in dense + rows if key not in found]
     return found
@@ -64,7 +64,10 @@ def run_row(run: Run, key: Key, variant: str | None) -> dict[str, Any]:
     Args:
         variant: of the method; None to run them all and take the one that is best on the held-out images.
     """
-    variants = METHODS[key.method].variants
+    method = METHODS[key.method]
+    variants = method.variants
+    if method.distilled:
+        run = replace(run, lesson=Distillation(run.dense))
     tried = {name: attempt(run, variants[name]) for name in (variants if variant is None else [variant])}
     best = max(tried, key=lambda name: tried[name][1]["held_out"])
     model, numbers = tried[best]
@@ -89,7 +92,7 @@ def attempt(run: Run, maker: Maker) -> tuple[nn.Module, dict[str, Any]]:
     recalibrate_(model, (images for images, _ in feed.first(RECALIBRATION_BATCHES)))
     numbers["held_out_recalibrated"] = accuracy_of(model, run.cifar, run.cifar.held_out)
     started = seconds()
-    train(model, feed)
+    train(model, feed, run.lesson)
     trained = seconds() - started
     return model, {
         **numbers,

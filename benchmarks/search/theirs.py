@@ -88,6 +88,6 @@ def _sparse(make: Callable[..., Any], run: Run, feed: Feed) -> nn.Module:
     pruner = make(model, run.example, ignored_layers=last)
     model.train()
     for batch in islice(feed, run.course.search_steps):
-        train_step(model, optimizer, batch, partial(pruner.regularize, model))
+        train_step(model, optimizer, batch, run.lesson, partial(pruner.regularize, model))
     model.zero_grad()
     return brought_to(make, model, run.example, run.macs)

@@ -20,6 +20,7 @@ from benchmarks.search.settings import MOMENTUM, NETWORKS, WEIGHT_DECAY, Course
 from hyperprune.files import write_whole
 
 Batch = tuple[float, Tensor, Tensor]  # learning rate, images, labels
+Lesson = Callable[[Tensor, Tensor, Tensor], Tensor]  # images, logits, the labels' loss: the loss to learn from
 
 
 @dataclass
@@ -65,32 +66,43 @@ def nothing() -> None:
     """Do nothing between a step's gradients and its update."""
 
 
+def labels_alone(images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
+    """Return the labels' loss as it is."""
+    return loss
+
+
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, regularize: Callable[[], None] = nothing
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    lesson: Lesson = labels_alone,
+    regularize: Callable[[], None] = nothing,
 ) -> None:
     """Take one optimiser step; ``regularize`` may add to the gradients before it."""
     lr, images, labels = batch
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad()
-    loss_of(model, images, labels).backward()
+    loss_of(model, images, labels, lesson).backward()
     regularize()
     optimizer.step()
 
 
-def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy, from a forward pass in bfloat16 where that is fast."""
+def loss_of(model: nn.Module, images: Tensor, labels: Tensor, lesson: Lesson = labels_alone) -> Tensor:
+    """Return the lesson's loss from the mean cross-entropy; forward passes are in bfloat16 where that is fast."""
     with autocast(images.device):
         logits = model(images)
-    return F.cross_entropy(logits.float(), labels)
+    loss = F.cross_entropy(logits.float(), labels)
+    with autocast(images.device):
+        return lesson(images, logits.float(), loss)
 
 
-def train(model: nn.Module, feed: Iterable[Batch]) -> None:
+def train(model: nn.Module, feed: Iterable[Batch], lesson: Lesson = labels_alone) -> None:
     """Train ``model`` in place on what is left of ``feed``."""
     optimizer = optimizer_of(model.parameters())
     model.train()
     for batch in feed:
-        train_step(model, optimizer, batch)
+        train_step(model, optimizer, batch, lesson)
 
 
 def accuracy_of(model: nn.Module, cifar: Cifar, split: Split) -> float:
@@ -124,6 +136,7 @@ class Run:
     Attributes:
         macs: share of the dense network's MACs that may stay.
         dense: trained, on the device; not to be changed.
+        lesson: what is learnt besides the labels.
     """
 
     network: str
@@ -132,6 +145,7 @@ class Run:
     course: Course
     dense: nn.Module
     cifar: Cifar
+    lesson: Lesson = labels_alone
 
     @property
     def example(self) -> Tensor:

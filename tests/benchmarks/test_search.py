@@ -20,13 +20,15 @@ from benchmarks import schedule
 from benchmarks.cifar import HELD_OUT, Cifar, Split, load_cifar
 from benchmarks.search import __main__ as program
 from benchmarks.search import report, rows, settings, theirs, training
-from benchmarks.search.methods import DENSE, METHODS
+from benchmarks.search.methods import DENSE, METHODS, UNPRUNED
 from benchmarks.search.results import Results
 from benchmarks.search.rows import Key, keys, run_row
 from benchmarks.search.settings import NETWORKS, PRESETS, SHARE
-from benchmarks.search.training import Feed, Run
+from benchmarks.search.training import Feed, Lesson, Run, labels_alone
+from hyperprune import Distillation
 
 COURSE = PRESETS["tiny"]["ResNet-8"]
+DENSE_PARAMETERS = sum(parameter.numel() for parameter in NETWORKS["ResNet-8"]().parameters())
 DARK, BRIGHT = 100, 255  # pixels of training images are at most DARK, all others' are BRIGHT
 pytestmark = pytest.mark.filterwarnings("ignore:.*had to be cut at once:UserWarning")  # four steps are few
 
@@ -45,7 +47,7 @@ def cifar() -> Cifar:
 
 
 def key(method: str, seed: int = 0, target: float = 0.5) -> Key:
-    return Key("tiny", "ResNet-8", 1.0 if method == DENSE else target, method, seed)
+    return Key("tiny", "ResNet-8", 1.0 if method in UNPRUNED else target, method, seed)
 
 
 def run_of(cifar: Cifar, name: Key) -> Run:
@@ -58,15 +60,18 @@ def run_of(cifar: Cifar, name: Key) -> Run:
 
 
 class Watch:
-    """Notes what is trained on, and which splits are looked at."""
+    """Notes what is trained on and learnt from, and which splits are looked at."""
 
     def __init__(self) -> None:
         self.brightest: list[float] = []
+        self.teachers: list[nn.Module] = []
         self.looked_at: list[Split] = []
 
-    def loss_of(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def loss_of(self, model: nn.Module, images: Tensor, labels: Tensor, lesson: Lesson = labels_alone) -> Tensor:
         self.brightest.append(float(images.max()))
-        return LOSS_OF(model, images, labels)
+        if isinstance(lesson, Distillation):
+            self.teachers.append(lesson.teacher)
+        return LOSS_OF(model, images, labels, lesson)
 
     def recalibrate_(self, model: nn.Module, batches: Iterator[Tensor]) -> nn.Module:
         batches = list(batches)
@@ -104,7 +109,7 @@ def watched(cifar: Cifar) -> Watched:
 
 # Each differs from another one by its sparsifier or importance alone.
 ALIKE = {"unbalanced", "l1", "group", "hard", "magnitude", "taylor", "uniform", "random-channels", "tp-bn-scale"}
-ALIKE |= {"unbalanced-long", "uniform-long"}
+ALIKE |= {"unbalanced-long", "uniform-long", "uniform-widths-distilled", "tp-taylor-distilled"}
 
 
 def methods(*without: str) -> pytest.MarkDecorator:
@@ -125,9 +130,16 @@ def test_every_method_takes_the_same_steps(method: str, watched: Watched) -> Non
     assert len(watch.brightest) >= COURSE.steps
 
 
-@methods(DENSE)
+@methods(*UNPRUNED)
 def test_every_method_meets_the_macs(method: str, watched: Watched) -> None:
     assert 0.98 * 0.5 <= watched(method)[0]["macs_fraction"] <= 0.5
+
+
+@methods()
+def test_distilled_methods_learn_from_the_dense_network_in_every_step(method: str, watched: Watched) -> None:
+    row, watch = watched(method)
+    assert len(watch.teachers) == (row["steps"] if METHODS[method].distilled else 0)
+    assert all(sum(p.numel() for p in teacher.parameters()) == DENSE_PARAMETERS for teacher in watch.teachers)
 
 
 @methods()
@@ -286,9 +298,9 @@ def test_rows_under_other_settings_are_refused(tmp_path: Path, monkeypatch: pyte
 
 def test_the_most_telling_rows_come_first() -> None:
     order = keys("cpu", list(PRESETS["cpu"]), list(settings.TARGETS), list(METHODS), [0, 1, 2])
-    assert len(order) == len(set(order)) == 4 * 3 * (1 + 4 * (len(METHODS) - 1))
+    assert len(order) == len(set(order)) == 4 * 3 * (len(UNPRUNED) + 4 * (len(METHODS) - len(UNPRUNED)))
     assert order[0] == Key("cpu", "ResNet-20", 1.0, DENSE, 0)
-    late = next(at for at, name in enumerate(order) if not METHODS[name.method].early)
+    late = next(at for at, name in enumerate(order) if name.method not in UNPRUNED and not METHODS[name.method].early)
     assert {(name.network, name.target) for name in order[:late]} == {
         *rows.FIRST_CELLS,
         ("ResNet-20", 1),
@@ -306,7 +318,7 @@ def test_without_the_data_nothing_is_run(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def result(method: str, test: float, seed: int = 0, target: float = 0.5, **more: Any) -> dict[str, Any]:
-    name = Key("cpu", "ResNet-56", 1.0 if method == DENSE else target, method, seed)
+    name = Key("cpu", "ResNet-56", 1.0 if method in UNPRUNED else target, method, seed)
     shares = {"macs_fraction": name.target, "params_fraction": name.target}
     accuracies = dict.fromkeys(("held_out_cut", "held_out_recalibrated", "held_out"), test)
     return {**vars(name), **shares, **accuracies, "test": test, "seconds": 1.0, "variant": "", "machine": "m", **more}
@@ -353,7 +365,28 @@ def test_rows_of_equal_seeds_are_compared_by_the_table_alone(tmp_path: Path) -> 
 @pytest.mark.parametrize(("test", "verdict"), [(0.799, "met"), (0.79, "**not met**")])
 def test_the_page_says_whether_a_promise_is_met(test: float, verdict: str, tmp_path: Path) -> None:
     text = written(tmp_path, result(DENSE, 0.80), result("fisher", test))
-    assert f"(1 seed): {verdict} at this length" in text
+    assert f"the default loses {100 * (0.8 - test):.1f} (1 seed): {verdict} at this length" in text
+    assert "distilled" not in text.partition("### What is promised")[2]
+
+
+def test_distilled_rows_are_measured_and_ranked_by_themselves(tmp_path: Path) -> None:
+    text = written(
+        tmp_path,
+        result(DENSE, 0.80),
+        result("dense-distilled", 0.82),
+        result("fisher", 0.79),
+        result("uniform-widths", 0.7),
+        result("fisher-distilled", 0.81),
+        result("uniform-widths-distilled", 0.8),
+    )
+    assert "at most 0.2 points: the default loses 1.0 (1 seed): **not met** at" in text
+    assert "at most 0.2 points: the default, distilled, loses -1.0 (1 seed): met at" in text
+    ranked = text.partition("### The first on the held-out images")[2].splitlines()[2:4]
+    assert ranked == [
+        "* ResNet-56, 50%: search, Fisher (default) 79.0; uniform widths, random channels 70.0",
+        "* ResNet-56, 50%, distilled: search, Fisher (default) 81.0; uniform widths, random channels 80.0",
+    ]
+    assert "| dense, trained as long, distilled | 1.000 |" in text
 
 
 def test_methods_are_ranked_by_the_held_out_images(tmp_path: Path) -> None:
