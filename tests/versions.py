@@ -21,9 +21,9 @@ REQUIREMENT = re.compile(r'^    "([\w-]+)>=([\w.]+),<[\w.]+",', re.M)
 NOT_FOR_TESTS = {"ruff", "mypy", "import-linter", "mutmut", "build", "lightning", "transformers", "accelerate"}
 NEWER_ON_OLD = {"setuptools", "griffe", "packaging"}  # tools: their oldest version says nothing about ours
 TESTS = [
-    *("constants", "trace", "rehearsal", "norms", "export", "search"),
+    *("rehearsal", "norms", "export", "search"),
     *("checkpoint", "program", "budget", "latents", "plan"),
-    *("labels/", "slim/", "generators/", "sparsifiers/", "coupling/", "cost/", "onnx_export/"),
+    *("trace/", "labels/", "slim/", "generators/", "sparsifiers/", "coupling/", "cost/", "onnx_export/"),
 ]
 
 

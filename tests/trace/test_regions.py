@@ -7,7 +7,7 @@ from torch import nn
 
 from hyperprune import hyperize
 from hyperprune.export import export_with_proof
-from hyperprune.regions import join_regions_
+from hyperprune.trace.regions import join_regions_
 
 
 class Regions(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hyperprune import export_pruned, hyperize
-from hyperprune.constants import constants_known
 from hyperprune.errors import TraceError
+from hyperprune.trace.constants import constants_known
 
 
 def turned(y: Tensor) -> Tensor:

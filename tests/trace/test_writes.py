@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperprune.writes import settle_writes_
+from hyperprune.trace.writes import settle_writes_
 
 Function = Callable[[Tensor], Tensor]
 
