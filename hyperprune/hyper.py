@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import warnings
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -20,39 +18,18 @@ from hyperprune.copies import copied
 from hyperprune.cost import CostModel
 from hyperprune.coupling import Branch, CouplingMap, Site, build, find_branches
 from hyperprune.edits import edited
-from hyperprune.errors import InputsError, ModelError, NothingPrunableError, SavingError, TraceError
+from hyperprune.errors import ModelError, SavingError
 from hyperprune.generators import Generator, Lean, attach, generated
 from hyperprune.labels import Attention, flow
-from hyperprune.labels.reasons import OUTPUT, PARAMETRIZED, REMEDIES
 from hyperprune.latents import LatentBank
 from hyperprune.norms import attach_norms, detach_norms
 from hyperprune.plan import WidthPlan
-from hyperprune.rehearsal import (
-    Choices,
-    Couple,
-    Fault,
-    after_fault,
-    excerpts_for,
-    fault_at_other_sizes,
-    first_readings,
-    in_one_class,
-    rehearse,
-    tied,
-    undecided,
-    whatever_is_read,
-    with_firm_attributes,
-    with_first_readings,
-    with_spared,
-    with_widths_of_own_layers,
-    without_guilty,
-)
+from hyperprune.rehearsal import Choices, first_readings, for_other_sizes, least_tied, with_spared
 from hyperprune.selection import Pattern, select_layers
 from hyperprune.slim import carve_
 from hyperprune.tables import in_float64_, tables_of, to_attributes_, to_buffers_
 from hyperprune.trace import ExampleInputs, Trace, drop_caches_, is_of_libraries, trace
 from hyperprune.verify import Proof, compare, rounding, run_eval, tensors_of
-
-TOLD = 3  # of the layers that stay for one reason, how many a refusal names
 
 
 class HyperModel(nn.Module):
@@ -263,9 +240,9 @@ def hyperize(
             )
             return replace(found, spared=tuple(sorted(choices.spared)))
 
-        return _least_tied(base, inputs, couple, first_readings([trace.graph for trace in traces], couple))
+        return least_tied(base, inputs, couple, first_readings([trace.graph for trace in traces], couple))
 
-    coupling = _for_other_sizes(base, inputs, offered(traces), lambda other: offered((*traces, trace(base, other)[0])))
+    coupling = for_other_sizes(base, inputs, offered(traces), lambda other: offered((*traces, trace(base, other)[0])))
     found = replace(coupling, branches=find_branches(traces[0], coupling))
     to_attributes_(base, tables, but=[site.tensor for site in coupling.sites])
     return _assemble(base, with_spared(base, found, inputs), generator, inputs)
@@ -281,77 +258,6 @@ def _lively(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
     except Exception:  # whatever the user's forward raises
         return inputs
     return lively if all(bool(tensor.isfinite().all()) for tensor in found) else inputs
-
-
-def _least_tied(
-    base: nn.Module, inputs: ExampleInputs, couple: Couple, readings: list[tuple[Choices, CouplingMap]]
-) -> CouplingMap:
-    """Return what may be offered from the first of some readings that ties nothing too much, else from the best."""
-    found: list[CouplingMap] = []
-    refusals: list[NothingPrunableError] = []
-    for choices, coupling in readings:
-        try:
-            found.append(_offered(base, inputs, couple, choices, coupling))
-        except NothingPrunableError as error:
-            refusals.append(error)
-        if found and not tied(found[-1]):
-            return found[-1]
-    if not found:
-        raise refusals[0]
-    return min(found, key=tied)
-
-
-def _offered(
-    base: nn.Module, inputs: ExampleInputs, couple: Couple, choices: Choices, coupling: CouplingMap
-) -> CouplingMap:
-    """Return the map of what may be offered: rehearse, and read the calls differently until every export holds."""
-    ways = excerpts_for(base, inputs)
-    seen = next(ways)
-    while True:
-        _require_something(coupling, base)
-        outcome = rehearse(base, coupling, seen)
-        if isinstance(outcome, Fault) and seen is not inputs:
-            seen = next(ways)  # what fails on a part is no fault yet
-            continue
-        if isinstance(outcome, Proof):
-            tried = undecided(choices, base, coupling, seen, couple)
-            if tried is None:
-                return with_first_readings(choices, base, coupling, seen, couple)
-        else:
-            tried = (
-                with_widths_of_own_layers(choices, base, seen, outcome, couple)
-                or with_firm_attributes(choices, base, coupling, seen, outcome, couple)
-                or whatever_is_read(choices, base, coupling, seen, outcome, couple)
-                or in_one_class(choices, base, coupling, seen, outcome, couple)
-                or after_fault(choices, coupling, base, outcome)
-                or without_guilty(choices, base, coupling, seen, outcome)
-            )
-        choices, coupling = tried, couple(tried)
-
-
-def _for_other_sizes(
-    base: nn.Module, inputs: ExampleInputs, coupling: CouplingMap, traced_too: Callable[[ExampleInputs], CouplingMap]
-) -> CouplingMap:
-    """Return a map that holds for inputs of another size too, if that costs no unit; else the map, with a warning.
-
-    Code that only runs there (positions that are interpolated) may hold sizes: then that run is traced as well.
-    """
-    found = fault_at_other_sizes(base, coupling, inputs)
-    if found is None:
-        return coupling
-    other, fault = found
-    with suppress(TraceError, InputsError, NothingPrunableError):
-        wider = traced_too(other)
-        if wider.units >= coupling.units and fault_at_other_sizes(base, wider, inputs) is None:
-            return wider
-    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in other.tensors())
-    warnings.warn(
-        f"slim copies of {type(base).__name__} will be exact for inputs of the example's sizes, but not for others: at "
-        f"{shapes}, {fault.what}. What forward() computes there from a width does not follow the width. Take sizes "
-        "from tensors (x.shape[-1]), pass an example of the sizes that you will use, or keep= the layers it is about.",
-        stacklevel=5,
-    )
-    return coupling
 
 
 def _kept(model: nn.Module, keep: Iterable[Pattern], only: Iterable[Pattern]) -> frozenset[str]:
@@ -469,39 +375,3 @@ def _copy(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}). hyperize works on a "
             "copy; drop attributes that cannot be copied, such as locks, open files and generators."
         ) from error
-
-
-def _require_something(coupling: CouplingMap, model: nn.Module) -> None:
-    if coupling.groups:
-        return
-    if not coupling.tensors:
-        raise NothingPrunableError(
-            f"{type(model).__name__} has no convolution or linear layer that the example inputs reach."
-        )
-    reasons = [line for reason in dict.fromkeys(f.reason for f in coupling.frozen) for line in _told(coupling, reason)]
-    reasons = reasons or [f"  {_no_weight_met(model)}."]
-    found = [f.reason for f in coupling.frozen if f.reason in REMEDIES]
-    found = [reason for reason in found if reason != OUTPUT] or found  # every network has an output
-    reasons += [f"what helps: {remedy}." for remedy in dict.fromkeys(REMEDIES[reason] for reason in found)]
-    raise NothingPrunableError(
-        f"nothing in {type(model).__name__} can be removed without changing its outputs:\n" + "\n".join(reasons)
-    )
-
-
-def _told(coupling: CouplingMap, reason: str) -> list[str]:
-    """Return the first places that stay for a reason, and how many more do."""
-    places = [f for f in coupling.frozen if f.reason == reason]
-    told = [
-        f"  {f.layer}: {f.channels} channels stay: {reason}{f' ({f.where})' * bool(f.where)}" for f in places[:TOLD]
-    ]
-    return told + [f"  and {len(places) - TOLD} more such layers"] * (len(places) > TOLD)
-
-
-def _no_weight_met(model: nn.Module) -> str:
-    where = next((path for path, module in model.named_modules() if parametrize.is_parametrized(module)), None)
-    if where is not None:
-        return f"{where or type(model).__name__}, as every layer that was met, {PARAMETRIZED}"
-    return (
-        "no layer was met whose weight is a parameter with one axis for what it reads and one for what it makes: "
-        "weights that forward() computes (quantised, modulated) and tensors of experts or heads stay whole"
-    )

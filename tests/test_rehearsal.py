@@ -19,7 +19,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from hyperprune import export_pruned, hyperize, load_pruned, save_pruned
 from hyperprune.errors import ModelError, NothingPrunableError
 from hyperprune.labels.reasons import INEXACT, RANDOM
-from hyperprune.rehearsal import Choices, excerpts_for, rehearse, tied
+from hyperprune.rehearsal import Choices
+from hyperprune.rehearsal.first import tied
+from hyperprune.rehearsal.rehearse import excerpts_for, rehearse
 from hyperprune.trace import ExampleInputs
 from hyperprune.verify import Proof
 from tests.models import Net, couple, layout, random_half, relative_error, residual, zeroed

@@ -18,7 +18,7 @@ from hyperprune.errors import NothingPrunableError
 from hyperprune.labels import flow, operator_name, registered, rule, unregister
 from hyperprune.labels.reasons import COMPUTED, INDEXED, PARAMETRIZED
 from hyperprune.labels.registry import find
-from hyperprune.rehearsal import rehearse
+from hyperprune.rehearsal.rehearse import rehearse
 from hyperprune.trace import ExampleInputs, Trace, trace
 from hyperprune.verify import Proof
 from tests.labels.operations import ALIASES, RANDOM, TABLE, UNKNOWN, Row, conv, one
