@@ -41,6 +41,7 @@ from examples.common.images import (
     batches,
     in_equal_parts,
     pairs_of_scales,
+    recoloured,
     resized,
     shipped,
     with_noise,
@@ -75,6 +76,7 @@ class Task:
         sigma: noise in grey levels of 255 that is to be removed, or None.
         scale: factor by which images are to be enlarged (1: none).
         patch: side of a training patch, in pixels of what the network gets.
+        recoloured: whether the colours of a training patch come in an order drawn by chance.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Task:
     dense_lr: float
     lr: float
     macs: float = MACS
+    recoloured: bool = False
 
     @property
     def channels(self) -> int:
@@ -120,6 +123,7 @@ TASKS = {
         Task("srresnet-twice", "srresnet", None, 4, 12, 8, 2000, 400, 4000, 1e-3, 1e-3),
         Task("srresnet-24px", "srresnet", None, 4, 24, 8, 1000, 200, 2000, 1e-3, 1e-3),
         Task("edsr-twice", "edsr", None, 4, 12, 8, 2000, 400, 4000, 5e-4, 5e-4),
+        Task("srresnet-recoloured", "srresnet", None, 4, 12, 8, 2000, 400, 4000, 1e-3, 1e-3, recoloured=True),
     )
 }
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"dncnn": DnCNN, "srresnet": SRResNet, "edsr": EDSR}
@@ -168,7 +172,8 @@ Batch = tuple[float, Tensor, Tensor]  # learning rate, what goes in, what should
 
 def course(task: Task, pairs: Sequence[Pair], steps: int, peak_lr: float, seed: int) -> Iterator[Batch]:
     """Yield the learning rate and the patches of each of ``steps`` steps; the same ones for the same seed."""
-    for step, (small, large) in enumerate(batches(pairs, task.patch, task.batch_size, steps, seed)):
+    drawn = batches(pairs, task.patch, task.batch_size, steps, seed)
+    for step, (small, large) in enumerate(recoloured(drawn, seed) if task.recoloured else drawn):
         given = small if task.sigma is None else with_noise(small, task.sigma, seed * 10**6 + step)
         yield peak_lr * rate(step / steps), given.contiguous(memory_format=layout(CPU)), large
 
@@ -198,7 +203,7 @@ def train(task: Task, model: nn.Module, feed: Iterator[Batch]) -> None:
 def dense_network(task: Task, pairs: Sequence[Pair], cache: Path, seed: int) -> nn.Module:
     """Return the dense network of a seed, trained by an earlier call or by this one."""
     numbers = (task.patch, task.batch_size, task.dense_steps, task.dense_lr, seed, precision(CPU))
-    path = cache / f"{task.network}-{'-'.join(map(str, numbers))}.safetensors"
+    path = cache / f"{task.network}-{'-'.join(map(str, numbers))}{'-recoloured' * task.recoloured}.safetensors"
     torch.manual_seed(seed)
     model = NETWORKS[task.network]().to(memory_format=layout(CPU))
     if path.exists():
@@ -325,9 +330,8 @@ def require_same(results: dict[str, Any], task: Task) -> None:
     Raises:
         SystemExit: they are not.
     """
-    ours = {"settings": asdict(task), "precision": precision(CPU)}
-    known = results["tasks"].setdefault(task.name, ours)
-    if any(known.get(key) != value for key, value in ours.items()):
+    known = results["tasks"].setdefault(task.name, {"settings": asdict(task), "precision": precision(CPU)})
+    if (Task(**known["settings"]), known["precision"]) != (task, precision(CPU)):
         raise SystemExit(
             f"the results hold rows of {task.name} under other settings, or in other numbers than {precision(CPU)}; "
             "name another file with --results"
@@ -405,7 +409,8 @@ def section(results: dict[str, Any], name: str) -> list[str]:
 
 
 def _title(task: Task) -> str:
-    return f"{task.name}: " + (f"x{task.scale}" if task.sigma is None else f"noise of sigma {task.sigma:g}")
+    what = f"x{task.scale}" if task.sigma is None else f"noise of sigma {task.sigma:g}"
+    return f"{task.name}: {what}{', colours in an order drawn by chance' * task.recoloured}"
 
 
 def _start(task: Task) -> str:

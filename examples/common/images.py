@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +93,17 @@ def batches(pairs: Sequence[Pair], size: int, batch_size: int, steps: int, seed:
         patches = [_patch(pairs[at], size, rng) for at in chosen]
         small, large = (torch.stack(side).float() / 255 for side in zip(*patches, strict=True))
         yield small, large
+
+
+def recoloured(batches: Iterable[Pair], seed: int) -> Iterator[Pair]:
+    """Yield batches ``(N, 3, H, W)`` whose patches have their colours in an order drawn by chance: red may become blue.
+
+    Few colour images show few colours; a network that learns from them alone paints others in theirs.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    for small, large in batches:
+        order = torch.stack([torch.randperm(3, generator=rng) for _ in small])[:, :, None, None]
+        yield small.take_along_dim(order, 1), large.take_along_dim(order, 1)
 
 
 def _patch(pair: Pair, size: int, rng: torch.Generator) -> Pair:

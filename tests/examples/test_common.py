@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from examples.common.images import (
     in_equal_parts,
     padded,
     pairs_of_scales,
+    recoloured,
     resized,
     shipped,
     with_noise,
@@ -111,6 +113,16 @@ def test_the_same_seed_gives_the_same_patches_and_the_same_noise() -> None:
     noise = with_noise(torch.zeros(1, 200, 200), 25, 0)
     assert torch.equal(noise, with_noise(torch.zeros(1, 200, 200), 25, 0))
     assert float(noise.std()) == pytest.approx(25 / 255, rel=0.02)
+
+
+def test_recoloured_patches_keep_their_three_colours_each_in_an_order_of_its_own() -> None:
+    pairs = [(image, image) for image in (torch.arange(3).repeat_interleave(64).reshape(3, 8, 8).byte(),)]
+    ((small, large),) = recoloured(batches(pairs, 4, 32, steps=1, seed=0), seed=0)
+    shown = {tuple(round(255 * float(level)) for level in patch[:, 0, 0]) for patch in small}
+    assert shown == set(itertools.permutations(range(3)))
+    assert torch.equal(small, large)
+    ((again, _),) = recoloured(batches(pairs, 4, 32, steps=1, seed=0), seed=0)
+    assert torch.equal(small, again)
 
 
 def test_padding_reaches_the_multiple_and_keeps_the_image() -> None:
