@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperprune.coupling import STAYS, CouplingMap, Frozen, Norm, Product, Size, build, lies_inside
-from hyperprune.coupling.build import shared_tensors
+from hyperprune.coupling.freezing import shared_tensors
 from hyperprune.coupling.map import Tensor as MapTensor
 from hyperprune.labels import Ledger
 from hyperprune.labels.ledger import ELASTIC, Freeze, NormCall, ProductCall, SizedCall, TensorRef, Tie
