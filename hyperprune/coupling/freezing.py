@@ -96,7 +96,7 @@ def _freeze_parametrized(ledger: Ledger, model: nn.Module) -> None:
 
 
 def _freeze_closed(ledger: Ledger, closed: Iterable[str]) -> None:
-    for path in closed:
+    for path in sorted(closed):
         _hold_module(ledger, path, SIZE_IN_FORWARD)
 
 
@@ -107,7 +107,7 @@ def _hold_module(ledger: Ledger, path: str, reason: str) -> None:
 
 
 def _freeze_held(ledger: Ledger, held: Iterable[Held]) -> None:
-    for tensor, axis, positions in held:
+    for tensor, axis, positions in sorted(held):
         if (tensor, axis) in ledger.axes:
             labels = ledger.axes[tensor, axis][list(positions)]
             ledger.freezes.append(Freeze(labels, INEXACT, Origin("", tensor.rpartition(".")[0], "")))

@@ -80,7 +80,7 @@ def inherited(sizes: tuple[Size, ...], heirs: Iterable[Heir]) -> tuple[Size, ...
     """Add the sizes on an heir's line of the nearest module around it once more, for the heir."""
     holders = sorted({size.module for size in sizes}, key=len)
     inside: list[Size] = []
-    for heir, line in heirs:
+    for heir, line in sorted(heirs):
         around = [module for module in holders if lies_inside(heir, module)][-1:]
         inside += [replace(size, module=heir) for size in sizes if size.module in around and size.source == line]
     return (*sizes, *inside)
@@ -89,7 +89,7 @@ def inherited(sizes: tuple[Size, ...], heirs: Iterable[Heir]) -> tuple[Size, ...
 def of_own_layers(sites: Iterable[Site], followers: Iterable[Follower]) -> tuple[Size, ...]:
     """Return the widths of the layers inside each follower, as sizes that no call holds."""
     found: dict[Size, None] = {}
-    for path, of_first in followers:
+    for path, of_first in sorted(followers):
         inside = [site for site in sites if site.role != "along" and lies_inside(layer_of(site.tensor), path)]
         if of_first:
             inside = [site for site in inside if site.role == "reads"][:1]

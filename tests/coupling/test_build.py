@@ -382,9 +382,11 @@ def test_an_heir_takes_over_the_sizes_on_its_line_of_the_nearest_module_around_i
         ("v4", "o", "x.py:1"),
     ):
         script.sized.append(SizedCall(node, Origin("aten.view", module, source), (a.reshape(4, 1),)))
-    found = script.solved(heirs=[("m.n.heir", "x.py:1"), ("m.heir", "x.py:2"), ("p.heir", "x.py:1")]).sizes
+    heirs = [("m.n.heir", "x.py:1"), ("m.heir", "x.py:2"), ("p.heir", "x.py:1")]
+    found = script.solved(heirs=heirs).sizes
     assert [(size.node, size.module) for size in found[:4]] == [("v1", "m"), ("v2", "m"), ("v3", "m.n"), ("v4", "o")]
-    assert [(size.node, size.module) for size in found[4:]] == [("v3", "m.n.heir"), ("v2", "m.heir")]
+    assert [(size.node, size.module) for size in found[4:]] == [("v2", "m.heir"), ("v3", "m.n.heir")]
+    assert script.solved(heirs=reversed(heirs)).sizes == found  # sets have their orders from the process
 
 
 def test_a_follower_holds_the_widths_of_its_layers_or_what_the_first_of_them_reads() -> None:
