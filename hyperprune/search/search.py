@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import reprlib
 import warnings
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,15 +14,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
-from hyperprune.arguments import is_count
 from hyperprune.budget import Budget
 from hyperprune.errors import SearchError
 from hyperprune.hyper import HyperModel
 from hyperprune.latents import LatentBank
 from hyperprune.optimizers import Watch, before_each_use, options_of, overflow_told, unwrapped
 from hyperprune.schedule import Schedule, of
+from hyperprune.search.checks import check_arguments, check_numbers, check_state, require_rate, warn_of_decay
+from hyperprune.search.progress import SearchProgress
 from hyperprune.sparsifiers import Fisher, Press, Sparsifier
-from hyperprune.sparsifiers.actions import Fading, Shrink
 from hyperprune.sparsifiers.base import AtSchedule, described
 
 DECISIONS = 40
@@ -34,44 +32,6 @@ LARGEST_JUMP = 0.1  # share of the dense cost that the last decision may cut wit
 _LATEST: weakref.WeakKeyDictionary[LatentBank, weakref.ref[Search]] = weakref.WeakKeyDictionary()
 _HOOKS: weakref.WeakKeyDictionary[LatentBank, list[RemovableHandle]] = weakref.WeakKeyDictionary()  # of the latest
 _SERVED: weakref.WeakSet[Sparsifier] = weakref.WeakSet()
-
-
-@dataclass(frozen=True)
-class SearchProgress:
-    """How far a search is; cheap to read, made for loggers.
-
-    Attributes:
-        step: steps taken, of ``steps``.
-        macs: multiply-adds of the network of living units; ``macs_fraction`` of the dense network's.
-        params: its parameters; ``params_fraction`` of the dense network's.
-        live_units: units whose gate is not zero, of ``units``.
-        pressure: strength of the sparsifier (lambda of an l1 rule; 0 where there is none).
-        takes: what the network takes of each budgeted resource (bytes, nanoseconds); of all of it ``limits`` may stay.
-
-    Example:
-        >>> print(SearchProgress(10, 40, 30_000_000, 8_000_000, 0.75, 0.8, 120, 160, 0.0))
-        step 10/40: 30.00 M MACs (75.0%), 8,000,000 params (80.0%), 120/160 units
-    """
-
-    step: int
-    steps: int
-    macs: int
-    params: int
-    macs_fraction: float
-    params_fraction: float
-    live_units: int
-    units: int
-    pressure: float
-    takes: Mapping[str, int] = field(default_factory=dict)
-    limits: Mapping[str, int] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        others = [name for name in self.limits if name not in ("macs", "params")]
-        budgeted = "".join(f", {self.takes[name]:,} {name} (budget {self.limits[name]:,})" for name in others)
-        return (
-            f"step {self.step}/{self.steps}: {self.macs / 1e6:,.2f} M MACs ({self.macs_fraction:.1%}), "
-            f"{self.params:,} params ({self.params_fraction:.1%}){budgeted}, {self.live_units}/{self.units} units"
-        )
 
 
 class Search:
@@ -127,15 +87,16 @@ class Search:
         sparsifier: Sparsifier | None = None,
         every: int | None = None,
     ) -> None:
-        _check_arguments(hyper, budget, sparsifier)
-        _check_numbers(steps, 1 if every is None else every)
+        check_arguments(hyper, budget, sparsifier)
+        _require_unused(sparsifier)
+        check_numbers(steps, 1 if every is None else every)
         self._bank = hyper.bank
         self._schedule = Schedule(hyper, budget)
         self._optimizer = unwrapped(optimizer)
         self._sparsifier = Fisher() if sparsifier is None else sparsifier
         options = options_of(self._optimizer, self._bank.latents)
-        _warn_of_decay(options)
-        _require_rate(self._sparsifier, options, type(self._optimizer).__name__)
+        warn_of_decay(options)
+        require_rate(self._sparsifier, options, type(self._optimizer).__name__)
         self._sparsifier.meet(hyper, self._schedule.relative_prices)
         self._doomed = torch.zeros_like(self._bank.alive, dtype=torch.bool)
         self._prices = torch.ones_like(self._bank.alive)
@@ -320,7 +281,7 @@ class Search:
         Raises:
             SearchError: the state is of another network, budget or rule, or is none; nothing has been changed.
         """
-        _check_state(state, self.state_dict())
+        check_state(state, self.state_dict())
         if state["done"] != (state["step"] == state["steps"]) and isinstance(self._sparsifier.ending, AtSchedule):
             raise SearchError(f"the state's 'done' is damaged: {state['done']} at step {state['step']}.")
         self._load_rule(state["sparsifier"])
@@ -449,92 +410,9 @@ def search_of(hyper: HyperModel) -> Search | None:
     return None if latest is None else latest()
 
 
-def _check_arguments(hyper: object, budget: object, sparsifier: object) -> None:
-    if not isinstance(hyper, HyperModel):
-        raise SearchError(
-            f"Search takes what hyperize returned, not {type(hyper).__name__}. Of a wrapper, such as a compiled "
-            "network, give what lies within (.module, ._orig_mod); training may go through the wrapper."
-        )
-    hyper.require_intact()
-    if not hyper.bank.latents.requires_grad:
-        raise SearchError(
-            "the latents are frozen (requires_grad is False), so no gradient can reach them. Freeze weights by name, "
-            "or say hyper.bank.latents.requires_grad_() afterwards."
-        )
-    if not isinstance(budget, Budget):
-        raise SearchError(f"Search takes a Budget, such as Budget(macs=0.5), not {reprlib.repr(budget)}.")
-    if not isinstance(sparsifier, Sparsifier | None):
-        raise SearchError(f"sparsifier must be a Sparsifier, such as L1Proximal(), not {sparsifier!r}.")
+def _require_unused(sparsifier: Sparsifier | None) -> None:
     if sparsifier is not None and sparsifier in _SERVED:
         raise SearchError(
             f"this {type(sparsifier).__name__} has served another search, and would carry over what it learnt there. "
             "Make a new one for each Search."
-        )
-
-
-def _check_numbers(steps: Any, every: Any) -> None:
-    for name, value in (("steps", steps), ("every", every)):
-        if not is_count(value):
-            raise SearchError(f"{name} must be an integer of at least 1, not {value!r}.")
-    if every > steps:
-        raise SearchError(
-            f"every={every} is more than steps={steps}: nothing would be decided before the last step. Leave every= "
-            "out for about forty decisions, or give every=steps to cut all at once."
-        )
-
-
-def _check_state(state: object, present: dict[str, Any]) -> None:
-    """Compare a state that is to be loaded with the present one of the search that loads it."""
-    if not isinstance(state, Mapping):
-        raise SearchError(f"load_state_dict takes what Search.state_dict() returned, not {type(state).__name__}.")
-    if missing := sorted(present.keys() - state.keys()):
-        raise SearchError(f"the state lacks {missing[0]!r}: it is not what Search.state_dict() returned.")
-    _check_fields(state, present)
-    for name in ("doomed", "prices"):
-        there, here = state[name], present[name]
-        if there.shape != here.shape:
-            raise SearchError(f"the state is of a search over {there.numel()} units, this network has {here.numel()}.")
-    for what, here in present["about"].items():
-        there = state["about"].get(what)
-        if there != here:
-            raise SearchError(
-                f"the state is of a search with another {what}: {str(there)[:200]}; here it is {str(here)[:200]}. Make "
-                "network, Budget and sparsifier as they were when the state was saved, or start a new search."
-            )
-
-
-def _check_fields(state: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """Refuse what no search can have written, before anything is taken over."""
-    _check_numbers(state["steps"], state["every"])
-    starts, step, watch = state["starts"], state["step"], state["watch"]
-    sound = {
-        "step": is_count(step, 0) and step <= state["steps"],
-        "watch": isinstance(watch, Mapping)
-        and watch.keys() == present["watch"].keys()
-        and all(is_count(counted, 0) for counted in watch.values()),
-        "done": type(state["done"]) is bool,
-        "about": isinstance(state["about"], Mapping),
-        "doomed": isinstance(state["doomed"], Tensor) and state["doomed"].dtype == torch.bool,
-        "prices": isinstance(state["prices"], Tensor) and bool(state["prices"].isfinite().all()),
-        "starts": isinstance(starts, Mapping)
-        and starts.keys() in (set(), present["about"]["budget"].keys())
-        and all(is_count(amount) for amount in starts.values()),
-    }
-    for name, holds in sound.items():
-        if not holds:
-            raise SearchError(f"the state's {name!r} is damaged: {reprlib.repr(state[name])}.")
-
-
-def _require_rate(sparsifier: Sparsifier, options: dict[str, Any], optimizer: str) -> None:
-    if isinstance(sparsifier.action, (Fading, Shrink)) and options.get("lr", 0.0) is None:
-        raise SearchError(
-            f"{optimizer} has lr=None, but {type(sparsifier.action).__name__} takes proximal steps of the learning "
-            "rate's size. Give the optimiser a rate, or use a rule that needs none, such as Fisher()."
-        )
-
-
-def _warn_of_decay(options: dict[str, Any]) -> None:
-    if options.get("weight_decay", 0):
-        warnings.warn(
-            "the optimiser decays the latents; use hyper.parameter_groups(...), which does not.", stacklevel=3
         )
