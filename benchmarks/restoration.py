@@ -124,6 +124,7 @@ TASKS = {
         Task("srresnet-24px", "srresnet", None, 4, 24, 8, 1000, 200, 2000, 1e-3, 1e-3),
         Task("edsr-twice", "edsr", None, 4, 12, 8, 2000, 400, 4000, 5e-4, 5e-4),
         Task("srresnet-recoloured", "srresnet", None, 4, 12, 8, 2000, 400, 4000, 1e-3, 1e-3, recoloured=True),
+        Task("srresnet-recoloured-twice", "srresnet", None, 4, 12, 8, 4000, 800, 8000, 1e-3, 1e-3, recoloured=True),
     )
 }
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"dncnn": DnCNN, "srresnet": SRResNet, "edsr": EDSR}

@@ -126,7 +126,8 @@ def _seeds(count: int) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    middle = round(mean(values), 1) + 0.0  # no "-0.0"
+    return f"{middle:.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def claims(results: Results, preset: str) -> list[str]:
@@ -239,9 +240,8 @@ and every row trains equally long on the same batches.
   points more than two thirds, over 22 pairs of rows). It took two thirds before ("twice as long"), and sparse training
   does. Gradients for GroupTaylor and GroupHessian come on top of the steps.
 * **Distilled** rows learn from the dense network they start from, too, in every step, those of a search included: with
-  `Distillation` as it comes (temperature 4, weight 0.4), nothing about it was chosen. A step costs one more forward
-  pass of the dense network then, so they compare with each other. They too lose against the dense network that
-  learnt from labels alone.
+  `Distillation` as it comes (temperature 4, weight 0.4). A step costs one more forward pass of the dense network then,
+  so they compare with each other. "Lost" is for them, too, against the dense network that learnt from labels alone.
 * **Columns**: MACs and parameters by fvcore's count, relative to dense; accuracies in percent, mean ± standard
   deviation over seeds, after the last step, not the best one. "Cut" is right after the cut (a search has trained
   until then), "recalibrated" the same after batch norm's statistics were taken anew. "Lost" is against the dense
