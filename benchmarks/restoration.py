@@ -4,8 +4,8 @@ Every row starts from the same dense network and takes the same number of optimi
 same learning rates; a search takes its steps out of that number. The test images are looked at once per row, after its
 last step. Whatever is chosen (steps, learning rates, rules) is chosen by the held-out images, which nothing trains on.
 Two exceptions are known: that super-resolution trains on colour as much as on grey was decided after an early look at
-Set5, where grey alone taught grey; and that colours may come in any order (``recoloured``) after a later look at it, where
-a green bird had become too red.
+Set5, where grey alone taught grey; and that colours may come in any order (``recoloured``) after a later look at it,
+where a green bird had become too red.
 
     python -m benchmarks.restoration                      # run; finished rows are not run again
     python -m benchmarks.restoration --tasks dncnn --seeds 0
