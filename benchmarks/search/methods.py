@@ -13,8 +13,15 @@ from examples.common.rivals import random_channels, uniform_widths
 from hyperprune import sparsifiers
 
 DENSE, DEFAULT = "dense", "fisher"
-UNPRUNED = (DENSE, "dense-distilled")
 DISTILLED = ", distilled"  # what titles of methods end in that learn from the dense network too
+
+
+def distilled(name: str) -> str:
+    """Return the name of the method that learns from the dense network too."""
+    return f"{name}-distilled"
+
+
+UNPRUNED = (DENSE, distilled(DENSE))
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,6 @@ METHODS: dict[str, Method] = {
     "tp-magnitude": _theirs("group magnitude", theirs.cut(tp.importance.GroupMagnitudeImportance), early=True),
 }
 METHODS |= {
-    f"{name}-distilled": replace(METHODS[name], title=METHODS[name].title + DISTILLED, early=False, distilled=True)
+    distilled(name): replace(METHODS[name], title=METHODS[name].title + DISTILLED, early=False, distilled=True)
     for name in (DENSE, DEFAULT, "uniform-widths", "tp-taylor", "tp-magnitude")
 }

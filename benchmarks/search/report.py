@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.search.curves import draw_curves
-from benchmarks.search.methods import DEFAULT, DENSE, DISTILLED, METHODS, UNPRUNED
+from benchmarks.search.methods import DEFAULT, DENSE, DISTILLED, METHODS, UNPRUNED, distilled
 from benchmarks.search.results import Results, Row
 from benchmarks.search.settings import MOMENTUM, NETWORKS, PRESETS, SHARE, WEIGHT_DECAY, Course
 from hyperprune.files import write_whole
@@ -17,7 +17,7 @@ from hyperprune.files import write_whole
 SHOWN = 4
 MARKS = ("<!-- search: begin -->", "<!-- search: end -->")
 CLAIMS = (("ResNet-56", 0.5, 0.2), ("ResNet-56", 0.3, 1.0))  # network, target, points that may be lost
-CLAIMANTS = {DEFAULT: "the default", f"{DEFAULT}-distilled": "the default, distilled,"}
+CLAIMANTS = {DEFAULT: "the default", distilled(DEFAULT): "the default, distilled,"}
 NOTES = {
     "cpu": "The reduced form, for a machine without a GPU: every training stops far from convergence, so a gap to the "
     "dense network is partly one of speed of learning, and differences of a point or less say little.",
@@ -150,16 +150,15 @@ def by_held_out(cells: Iterable[Cell]) -> list[str]:
     Those that learn from the dense network too are ranked by themselves.
     """
     found = []
-    for cell, distilled in product(cells, (False, True)):
-        alike = {name: rows for name, rows in cell.rows.items() if METHODS[name].distilled == distilled}
+    for cell, taught in product(cells, (False, True)):
+        alike = {name: rows for name, rows in cell.rows.items() if METHODS[name].distilled == taught}
         held_out = {name: [100 * row["held_out"] for row in finished(rows)] for name, rows in alike.items()}
         ranked = sorted((name for name in held_out if held_out[name]), key=lambda name: -mean(held_out[name]))
         if len(ranked) > 1:
-            titles = [METHODS[name].title.removesuffix(DISTILLED) for name in ranked[:SHOWN]]
             listed = "; ".join(
-                f"{title} {_spread(held_out[name])}" for title, name in zip(titles, ranked, strict=False)
+                f"{METHODS[name].title.removesuffix(DISTILLED)} {_spread(held_out[name])}" for name in ranked[:SHOWN]
             )
-            found.append(f"* {cell.network}, {cell.target:.0%}{DISTILLED * distilled}: {listed}")
+            found.append(f"* {cell.network}, {cell.target:.0%}{DISTILLED * taught}: {listed}")
     return found
 
 

@@ -47,8 +47,9 @@ def keys(preset: str, networks: list[str], targets: list[float], methods: list[s
     cells = [(network, target) for network in networks for target in targets]
     first = [cell for cell in FIRST_CELLS if cell in cells]
     rest = [cell for cell in cells if cell not in first]
-    early = [name for name in methods if METHODS[name].early and name not in UNPRUNED]
-    late = [name for name in methods if not METHODS[name].early and name not in UNPRUNED]
+    pruning = [name for name in methods if name not in UNPRUNED]
+    early = [name for name in pruning if METHODS[name].early]
+    late = [name for name in pruning if not METHODS[name].early]
     found: list[Key] = []
     for part, names in ((first, early), (first, late), (rest, early + late)):
         for (network, target), seed in product(part, seeds):

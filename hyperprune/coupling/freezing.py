@@ -22,10 +22,9 @@ from hyperprune.labels.reasons import (
     TOO_LARGE,
 )
 from hyperprune.plan import layer_of
-from hyperprune.trace import Origin
+from hyperprune.trace import NOWHERE, Origin
 
 Held = tuple[str, int, tuple[int, ...]]
-_NOWHERE = Origin("", "", "")
 
 
 def freeze_(
@@ -85,7 +84,7 @@ def _freeze_parametrized(ledger: Ledger, model: nn.Module) -> None:
         if is_parametrized(module) and (path not in followed or len(module.parametrizations) > 1)
     }
     rows = [product.channels for product in ledger.products if product.weight.name in ledger.normed]
-    ledger.freezes += [Freeze(channels, PARAMETRIZED, _NOWHERE) for channels in rows]
+    ledger.freezes += [Freeze(channels, PARAMETRIZED, NOWHERE) for channels in rows]
     if not paths:
         return
     for at, freeze in enumerate(ledger.freezes):
@@ -122,7 +121,7 @@ def _freeze_edited(ledger: Ledger, edited: Mapping[str, Iterable[str]]) -> None:
             _hold(ledger, held, EDITED)
 
 
-def _hold(ledger: Ledger, tensor: str, reason: str, origin: Origin = _NOWHERE) -> None:
+def _hold(ledger: Ledger, tensor: str, reason: str, origin: Origin = NOWHERE) -> None:
     """Freeze every label that a tensor has, along its axes and of its elements."""
     labels = [vector for (name, _), vector in ledger.axes.items() if name == tensor]
     if tensor in ledger.elements:

@@ -14,10 +14,9 @@ from hyperprune.labels import Ledger
 from hyperprune.labels.ledger import Freeze, Tie
 from hyperprune.labels.reasons import ALONE, SEVERAL_AXES, UNREAD
 from hyperprune.plan import layer_of
-from hyperprune.trace import Origin
+from hyperprune.trace import NOWHERE, Origin
 
 Homes = tuple[tuple[int, int], ...]
-_NOWHERE = Origin("", "", "")
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ def _require_company(
     """A lone unit would take its whole layer along; it stays, for the call that bound its channels to each other."""
     keys = [key for key, roots_ in members.items() if len(roots_) == 1]
     lone = {root for key in keys for root in members.pop(key)}
-    reasons.update(dict.fromkeys(lone, Freeze(None, ALONE, _NOWHERE)))  # type: ignore[arg-type]
+    reasons.update(dict.fromkeys(lone, Freeze(None, ALONE, NOWHERE)))  # type: ignore[arg-type]
     binding = [tie for tie in ledger.ties if tie.reason or _binds(tie)] if lone else []
     for tie in sorted(binding, key=lambda tie: bool(tie.reason), reverse=True):
         for root in lone.intersection(roots[tie.left.numpy()].tolist()):

@@ -36,7 +36,7 @@ def frozen_of(axes: list[Axis], reasons: Mapping[int, Freeze]) -> tuple[Frozen, 
 
 
 def tensors_of(ledger: Ledger) -> tuple[Tensor, ...]:
-    """Return the parameters and buffers that were met, with the positions of the output where each was used."""
+    """Return what was met, each with the number of positions at which calls apply it as a weight."""
     return tuple(
         Tensor(ref.name, ref.shape, ledger.positions.get(ref.name, 0))
         for ref in ledger.tensors.values()

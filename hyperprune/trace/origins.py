@@ -27,6 +27,9 @@ class Origin:
         return f"{self.op}{where}" + (f" ({self.source})" if self.source else "")
 
 
+NOWHERE = Origin("", "", "")
+
+
 def origin(node: torch.fx.Node) -> Origin:
     """Say which module made this call, and on which line of the user's source."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
