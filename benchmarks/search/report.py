@@ -24,6 +24,8 @@ NOTES = {
     "cpu-bf16": "Longer, for a processor with instructions for bfloat16. It stops far from convergence all the same.",
     "cpu-bf16-long": "As `cpu-bf16`, from networks that were trained four times as long before they were pruned: what "
     "a method keeps of a trained network counts for more here than how fast what is left learns.",
+    "cpu-bf16-longer": "As `cpu-bf16-long`, with four times the steps after it: half of those from scratch, as in "
+    "the full form.",
     "gpu": "The full form.",
     "tiny": "For tests: nothing is learnt.",
 }

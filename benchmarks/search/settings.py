@@ -71,6 +71,7 @@ PRESETS: dict[str, dict[str, Course]] = {
         "VGG-16-BN": Course(1600, 160, 80, dense_lr=0.01, lr=0.005),
         "MobileNetV2": Course(1600, 160, 80, batch_size=64, dense_lr=0.03, lr=0.015),
     },
+    "cpu-bf16-longer": {"ResNet-56": Course(3600, 1200, 600)},
     "gpu": {
         name: Course(16_000, 5_000, 3_000, batch_size=256, dense_lr=0.2)
         for name in ("ResNet-20", "ResNet-56", "VGG-16-BN", "MobileNetV2")

@@ -12,9 +12,9 @@ import numpy as np
 from hyperprune.coupling.map import STAYS, Group, Site
 from hyperprune.labels import Ledger
 from hyperprune.labels.ledger import Freeze, Tie
-from hyperprune.labels.reasons import ALONE, SEVERAL_AXES, UNREAD
+from hyperprune.labels.reasons import ALONE, AS_WIDE, SEVERAL_AXES, UNREAD
 from hyperprune.plan import layer_of
-from hyperprune.trace import NOWHERE, Origin
+from hyperprune.trace import NOWHERE, Origin, gathered
 
 Homes = tuple[tuple[int, int], ...]
 
@@ -190,19 +190,20 @@ def _binds(tie: Tie) -> bool:
     return len(tie.left.unique()) != len(tie.right.unique())
 
 
-def _groups(members: Mapping[Homes, list[int]], axes: list[Axis], ties: Sequence[Iterable[str]]) -> tuple[Group, ...]:
+def _groups(members: Mapping[Homes, list[int]], axes: list[Axis], ties: Sequence[Sequence[Tie]]) -> tuple[Group, ...]:
     """Return a group for each class of roots, named after the layer that makes its channels."""
     groups: list[Group] = []
     names: Counter[str] = Counter()
     start = 0
-    for (homes, roots), calls in zip(members.items(), ties, strict=True):
+    for (homes, roots), binding in zip(members.items(), ties, strict=True):
         makers = _modules(axes, homes, "writes")
         readers = _modules(axes, homes, "reads")
         name = (makers or _modules(axes, homes, "along") or readers)[0]
         names[name] += 1
         unique = name if names[name] == 1 else f"{name}#{names[name]}"
         width = max(count for at, count in homes if at < len(axes) and axes[at].role != "reads") if makers else 1
-        groups.append(Group(unique, start, len(roots), width, makers, readers, tuple(sorted(calls))))
+        calls = gathered(tie.origin for tie in binding)
+        groups.append(Group(unique, start, len(roots), width, makers, readers, calls, because=_because(binding)))
         start += len(roots)
     return tuple(groups)
 
@@ -230,15 +231,24 @@ def _modules(axes: list[Axis], homes: Iterable[tuple[int, int]], role: str) -> t
     return tuple(dict.fromkeys(paths))
 
 
-def _crossing_ties(ledger: Ledger, units: np.ndarray, members: Mapping[Homes, list[int]]) -> list[set[str]]:
-    """Say for each group which calls between activations (adds, shuffles, splits) tied channels of it."""
+def _because(ties: Sequence[Tie]) -> tuple[tuple[str, str], ...]:
+    """Say why what forward() wants equally wide goes together, with the calls of each reason."""
+    calls: dict[str, list[Origin]] = defaultdict(list)
+    for tie in ties:
+        if tie.reason in AS_WIDE and not tie.left.equal(tie.right):
+            calls[tie.reason].append(tie.origin)
+    return tuple((reason, "; ".join(gathered(origins))) for reason, origins in calls.items())
+
+
+def _crossing_ties(ledger: Ledger, units: np.ndarray, members: Mapping[Homes, list[int]]) -> list[list[Tie]]:
+    """Return for each group the ties of its channels that calls between activations make (adds, shuffles, splits)."""
     group_of = np.repeat(np.arange(len(members)), [len(roots) for roots in members.values()])
-    found: list[set[str]] = [set() for _ in members]
+    found: list[list[Tie]] = [[] for _ in members]
     for tie in ledger.ties:
         if _couples(tie):
             tied = units[tie.left.numpy()]
             for group in np.unique(group_of[tied[tied != STAYS]]).tolist():
-                found[group].add(str(tie.origin))
+                found[group].append(tie)
     return found
 
 

@@ -62,6 +62,7 @@ class Group:
         makers: layers that make these channels.
         readers: layers that read them, where the gates act.
         ties: calls that tie the channels of different layers to each other.
+        because: why channels go together that forward() wants equally many of, each reason with its calls.
         least: units that stay whatever the budget: more than 1 where a layer cannot work with a single channel.
     """
 
@@ -73,6 +74,7 @@ class Group:
     readers: tuple[str, ...]
     ties: tuple[str, ...]
     least: int = 1
+    because: tuple[tuple[str, str], ...] = ()
 
     @property
     def units(self) -> slice:

@@ -28,7 +28,7 @@ def coupling_table(coupling: CouplingMap) -> str:
         units = f"{group.size}" if group.width == 1 else f"{group.size} x {group.width}"
         share = f"{100 * macs / total:.1f} %" if total else "-"
         table.add_row(group.name, units, _some(group.makers), _some(group.readers), share)
-    return "\n".join([_render(table), *_branch_lines(coupling), *_frozen_lines(coupling)])
+    return "\n".join([_render(table), *_tied_lines(coupling), *_branch_lines(coupling), *_frozen_lines(coupling)])
 
 
 def carried_macs(coupling: CouplingMap) -> list[int]:
@@ -70,7 +70,19 @@ def _explain_group(layer: str, group: Group) -> list[str]:
         lines.append(f"  They live or die together with those of {', '.join(others)}.")
     if group.readers:
         lines.append(f"  Read, and gated, by {', '.join(group.readers)}.")
-    return lines + [f"  Tied by {tie}." for tie in group.ties]
+    lines += [f"  Tied by {tie}." for tie in group.ties]
+    for reason, calls in group.because:
+        lines.append(f"  Not free of each other: {reason}: {calls}.")
+        lines += [f"  What helps: {REMEDIES[reason]}."] if reason in REMEDIES else []
+    return lines
+
+
+def _tied_lines(coupling: CouplingMap) -> list[str]:
+    found: dict[tuple[str, str], list[str]] = {}
+    for group in coupling.groups:
+        for why in group.because:
+            found.setdefault(why, []).append(group.name)
+    return [f"tied: {_some(tuple(names))}: {reason}: {calls}" for (reason, calls), names in found.items()]
 
 
 def _branch_lines(coupling: CouplingMap) -> list[str]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from hyperprune.labels.call import Call
 from hyperprune.labels.ledger import Ledger, Tie
+from hyperprune.labels.reasons import SAME_WIDTH
 from hyperprune.trace import Origin, Trace, origin, owner, owner_class
 
 MULTIHEAD = "MultiheadAttention"
-SAME_WIDTH = "nn.MultiheadAttention is as wide inside as the stream it reads"
 
 
 def is_packed_projection(call: Call) -> bool:

@@ -17,6 +17,9 @@ EDITED = "its weight is changed by forward() in train mode, which a generated we
 PARAMETRIZED = "has a parametrization of the user's, such as spectral norm; remove_parametrizations() makes it plain"
 TIED = "is shared between modules"
 UNREAD = "no gated layer reads it"
+FOLLOWS = "a size is read off what the module is given, as in B, N, C = x.shape"
+SAME_WIDTH = "nn.MultiheadAttention is as wide inside as the stream it reads"
+AS_WIDE = (FOLLOWS, SAME_WIDTH)
 ALONE = "is the only unit of its group"
 PRODUCT = "meets a product between activations that is not attention by heads"
 INDEXED = "is picked by an index, which would name other channels in a slim network"
@@ -31,6 +34,7 @@ REMEDIES = {
     CONSTANT: "make the constant a buffer of the module that adds it",
     SIZE_IN_FORWARD: _SIZE,
     INEXACT: _SIZE,
+    FOLLOWS: "write -1 in place of that size: the channels then go without those that the module is given",
     RANDOM: "draw one number for all channels, in a shape with a 1 where they lie",
     FIXED: "make the buffer an nn.Parameter with requires_grad=False",
     ALONE: 'of attention, whose number of heads stands in forward(), hyperize(..., attention="width") thins the heads',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from traceback import format_tb
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import Any
 import torch.fx
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+MODULES_SHOWN = 3
 _LIBRARY = ("/torch/nn/", "/torch/_", "/torch/functional")
 
 
@@ -23,11 +25,30 @@ class Origin:
     source: str
 
     def __str__(self) -> str:
-        where = f" in {self.module!r}" if self.module else ""
-        return f"{self.op}{where}" + (f" ({self.source})" if self.source else "")
+        return _in_words(self.op, self.source, [self.module])
 
 
 NOWHERE = Origin("", "", "")
+
+
+def gathered(origins: Iterable[Origin]) -> tuple[str, ...]:
+    """Return a text for each operator and line of source, sorted, with the modules where it runs.
+
+    Example:
+        >>> gathered(Origin("aten.add.Tensor", f"blocks.{block}", "vit.py:7") for block in range(12))
+        ("aten.add.Tensor in 'blocks.0', 'blocks.1', 'blocks.2', +9 more (vit.py:7)",)
+    """
+    modules: dict[tuple[str, str], dict[str, None]] = {}
+    for each in origins:
+        modules.setdefault((each.op, each.source), {})[each.module] = None
+    return tuple(_in_words(*key, list(modules[key])) for key in sorted(modules))
+
+
+def _in_words(op: str, source: str, modules: list[str]) -> str:
+    named = [repr(module) for module in modules if module]
+    more = [f"+{len(named) - MODULES_SHOWN} more"] if len(named) > MODULES_SHOWN else []
+    where = f" in {', '.join(named[:MODULES_SHOWN] + more)}" if named else ""
+    return f"{op}{where}" + (f" ({source})" if source else "")
 
 
 def origin(node: torch.fx.Node) -> Origin:

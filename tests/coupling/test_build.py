@@ -13,7 +13,7 @@ from hyperprune.coupling.freezing import shared_tensors
 from hyperprune.coupling.map import Tensor as MapTensor
 from hyperprune.labels import Ledger
 from hyperprune.labels.ledger import ELASTIC, Freeze, NormCall, ProductCall, SizedCall, TensorRef, Tie
-from hyperprune.labels.reasons import INPUT, OUTPUT
+from hyperprune.labels.reasons import FOLLOWS, INPUT, OUTPUT, REDUCED
 from hyperprune.trace import Origin
 from tests.models import Net
 
@@ -135,6 +135,18 @@ def test_ties_are_listed_once_and_sorted_by_name_and_only_where_they_tie() -> No
     first, second = script.solved().groups
     assert first.ties == ("aten.add in 'b'", "aten.mul in 'z'")
     assert second.ties == ()
+
+
+@pytest.mark.parametrize(
+    ("reason", "crossed", "told"),
+    [(FOLLOWS, True, True), (FOLLOWS, False, False), (REDUCED, True, False), ("", True, False)],
+)
+def test_a_group_says_why_what_must_be_equally_wide_goes_together(reason: str, crossed: bool, told: bool) -> None:
+    script, (a, b, _) = chain(4, 4, 2)
+    script.tie(a, b)
+    script.tie(a, b if crossed else a, Origin("aten.reshape", "attn", ""), reason)
+    (group,) = script.solved().groups
+    assert group.because == (((reason, "aten.reshape in 'attn'"),) if told else ())
 
 
 def test_channels_that_the_user_keeps_stay_and_no_others() -> None:

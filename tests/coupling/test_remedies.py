@@ -114,6 +114,34 @@ class TwoHeads(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class FourHeads(nn.Module):
+    """Attention over a stream of 16 channels that is told how wide its heads are together."""
+
+    def __init__(self, width: Callable[[Tensor], int]) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.heads, self.width = 4, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what is added to the stream."""
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.proj(mixed.reshape(*x.shape[:2], self.width(x)))
+
+
+class Stream(nn.Module):
+    """A stream with a branch of attention."""
+
+    def __init__(self, width: Callable[[Tensor], int]) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Linear(3, 16), FourHeads(width), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return two channels for each token."""
+        x = self.stem(x.flatten(2).mT)
+        return self.head(x + self.branch(x))
+
+
 ARANGE, MIXING, BLUR = torch.arange(8.0).view(1, 8, 1, 1), torch.eye(8)[:, :, None, None], torch.ones(8, 1, 1, 1)
 hyperized = partial(hyperize, example_inputs=EXAMPLE)
 CASES: dict[str, tuple[Callable[[], CouplingMap], Callable[[], CouplingMap]]] = {
@@ -171,7 +199,23 @@ def test_a_size_that_no_call_shows_is_called_inexact() -> None:
 
 
 def test_every_remedy_is_tried() -> None:
-    assert {*CASES, reasons.INEXACT} == set(reasons.REMEDIES)
+    assert {*CASES, reasons.INEXACT, reasons.FOLLOWS} == set(reasons.REMEDIES)
+
+
+def test_channels_that_go_with_the_stream_go_alone_once_the_remedy_is_taken() -> None:
+    tied, free = (hyperized(Stream(width)).coupling for width in (lambda x: x.shape[2], lambda x: -1))
+    ((reason, calls),) = tied.groups[0].because
+    assert (reason, [group.size for group in tied.groups]) == (reasons.FOLLOWS, [4])
+    assert calls.startswith("aten.reshape.default in 'branch' (test_remedies.py:")
+    assert f"tied: stem: {reason}: {calls}" in str(tied)
+    assert tied.explain("branch.qkv").splitlines()[-2:] == [
+        f"  Not free of each other: {reason}: {calls}.",
+        f"  What helps: {reasons.REMEDIES[reason]}.",
+    ]
+    assert [(group.name, group.size, group.because) for group in free.groups] == [
+        ("stem", 16, ()),
+        ("branch.qkv", 4, ()),
+    ]
 
 
 def test_a_refusal_names_remedies_once() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hyperprune.coupling import CouplingMap, Frozen, Group, Site
 from hyperprune.coupling.map import Tensor
 from hyperprune.coupling.show import carried_macs
+from hyperprune.labels.reasons import FOLLOWS, REMEDIES
 
 MAKERS = ("stem", "b.conv2", "c.conv2", "d.conv2", "e.conv2")
 MAP = CouplingMap(
@@ -62,6 +63,15 @@ def test_a_map_without_macs_frozen_channels_or_unreached_parameters_says_nothing
     assert "stays" not in text
     assert "not reached" not in text
     assert text.endswith("┘")
+
+
+def test_what_must_be_equally_wide_is_said_once_with_a_remedy() -> None:
+    why = ((FOLLOWS, "aten.reshape in 'attn'"),)
+    tied = replace(MAP, groups=tuple(replace(group, because=why) for group in MAP.groups[:2]))
+    assert f"\ntied: stem, b.conv1: {FOLLOWS}: aten.reshape in 'attn'\nstays: fc" in str(tied)
+    assert tied.explain("c.conv2").endswith(
+        f"  Not free of each other: {FOLLOWS}: aten.reshape in 'attn'.\n  What helps: {REMEDIES[FOLLOWS]}."
+    )
 
 
 def test_three_names_are_shown_without_more() -> None:

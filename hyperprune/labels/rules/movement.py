@@ -20,7 +20,7 @@ from hyperprune.labels.lookahead import (
     leads_to_resizing,
 )
 from hyperprune.labels.multihead import is_packed_projection
-from hyperprune.labels.reasons import CONSTANT, INDEXED, SIZE_IN_FORWARD
+from hyperprune.labels.reasons import CONSTANT, FOLLOWS, INDEXED, SIZE_IN_FORWARD
 from hyperprune.labels.registry import rule
 
 SAME = [
@@ -234,7 +234,7 @@ def _follow_input(call: Call, channels: Tensor) -> None:
     for source in call.arriving():
         for at in varying_axes(source):
             if source.shape[at] == channels.numel():
-                call.tie(channels, call.channels(source, at))
+                call.tie(channels, call.channels(source, at), FOLLOWS)
 
 
 @rule("meshgrid")
