@@ -229,6 +229,24 @@ class AlwaysSixGroups(SixGroups):
         return nn.functional.group_norm(x, 6, self.scale, self.shift)
 
 
+class ByGroups(SixGroups):
+    """A norm over groups written out, positions beside channels."""
+
+    def forward(self, x):
+        rows = x.flatten(2).reshape(len(x), self.parts, -1)
+        rows = (rows - rows.mean(-1, keepdim=True)) / (rows.float().var(-1, keepdim=True) + 1e-5).sqrt()
+        return rows.reshape(x.shape) * self.scale.view(1, -1, 1, 1) + self.shift.view(1, -1, 1, 1)
+
+
+class Evo(SixGroups):
+    """EvoNorm-S0: what passes a gate of its own is divided by the standard deviation of its group."""
+
+    def forward(self, x):
+        rows = x.reshape(len(x), self.parts, -1, *x.shape[2:])
+        spread = rows.float().var((2, 3, 4), keepdim=True).add(1e-5).sqrt().expand(rows.shape).reshape(x.shape)
+        return x * x.sigmoid() / spread * self.scale.view(1, -1, 1, 1) + self.shift.view(1, -1, 1, 1)
+
+
 def half_removed(model):
     """Hyperize, remove every second unit of every group, export; the searched network, the slim one and the proof."""
     hyper = hyperize(model, torch.randn(1, 3, 5, 5))
@@ -260,6 +278,21 @@ class TestNormsOfGroups:
         hyper, slim, proof = half_removed(Residual(SixGroups(12)))
         assert hyper.coupling.group("embed").size == 6
         assert (slim.norm.parts, len(slim.norm.scale)) == (3, 6)
+        assert proof.relative_error < 1e-6
+
+    @pytest.mark.parametrize("kind", [ByGroups, Evo])
+    def test_whole_groups_go_of_a_norm_that_is_written_out(self, kind):
+        hyper, slim, proof = half_removed(Residual(kind(12)))
+        assert hyper.coupling.group("embed").size == 6
+        assert (slim.norm.parts, len(slim.norm.scale)) == (3, 6)
+        assert proof.relative_error < 1e-6
+
+    @pytest.mark.parametrize("kind", [ByGroups, Evo])
+    def test_a_convolution_in_wide_groups_loses_those_that_the_norm_behind_it_wants_whole(self, kind):
+        parts = (nn.Conv2d(3, 48, 1), kind(48), nn.Conv2d(48, 48, 3, groups=6), kind(48), nn.Conv2d(48, 2, 1))
+        hyper, slim, proof = half_removed(nn.Sequential(*parts))
+        assert [group.size for group in hyper.coupling.groups] == [6]
+        assert (slim[2].groups, slim[2].out_channels, slim[3].parts) == (3, 24, 3)
         assert proof.relative_error < 1e-6
 
     def test_a_number_of_groups_written_into_forward_stays_and_each_group_gets_thinner(self):

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 import torch.fx
 
-from hyperprune.labels.arrays import spread, varying_axes
+from hyperprune.labels.arrays import named_axes, spread, varying_axes
 from hyperprune.trace import owner, plain_name
 
 ATTENTION = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum")
@@ -28,6 +28,7 @@ RESIZED = ("group_norm", "instance_norm", "tanh", "elu", "prelu", "mul", "upsamp
 CONVOLUTIONS = tuple(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3))
 PRODUCTS = ("matmul", "mm", "addmm")
 WEIGHTED = ("linear", *CONVOLUTIONS)
+STATISTICS = ("mean", "var", "std", "var_mean", "std_mean")
 JOINS = ("cat", "concat", "concatenate")
 ARITHMETIC = ("add", "sub", "mul")
 AS_IT_IS = "still that weight"
@@ -86,6 +87,14 @@ def _takes_apart(user: torch.fx.Node, node: torch.fx.Node, axis: int) -> bool:
     return name in ("contiguous", "clone") and is_taken_apart(user, axis)
 
 
+def is_averaged(node: torch.fx.Node, axis: int) -> bool:
+    """Say whether statistics are next taken over an axis, as by a norm over groups of channels that is written out."""
+    shape = node.meta["val"].shape
+    users = (user for user in _reached(node, (*CASTS, "square", "mul", "sub", "pow")) if plain_name(user) in STATISTICS)
+    given = ((user, cast(torch.fx.Node, user.args[0]).meta["val"].shape) for user in users if len(user.args) > 1)
+    return any(found == shape and axis in named_axes(user.args[1], len(shape)) for user, found in given)
+
+
 def splits_channels(node: torch.fx.Node) -> bool:
     """Say whether an image's channels are next laid out in rows, space as it was: split attention, a shuffle."""
     views = (user for user in _reached(node, EACH_BY_ITSELF) if plain_name(user) in VIEWS)
@@ -93,8 +102,9 @@ def splits_channels(node: torch.fx.Node) -> bool:
 
 
 def _is_in_rows(image: torch.fx.Node, view: torch.fx.Node) -> bool:
+    """Say whether a view parts an image's channels, but for a norm over groups of them."""
     before, after = image.meta["val"].shape, view.meta["val"].shape
-    return len(after) == len(before) + 1 and after[-2:] == before[-2:]
+    return len(after) == len(before) + 1 and after[-2:] == before[-2:] and not is_averaged(view, len(after) - 3)
 
 
 def is_a_layers_own(node: torch.fx.Node) -> bool:

@@ -14,6 +14,7 @@ from hyperprune.labels.ledger import ELASTIC, Rows, TensorRef, Turned
 from hyperprune.labels.lookahead import (
     TURNED,
     image_axis,
+    is_averaged,
     is_right_factor,
     is_taken_apart,
     leads_to_attention,
@@ -210,7 +211,8 @@ def _readings_of_rows(call: Call, axes: list[int], split_before: bool) -> tuple[
         return [f"{inner}", f"{inner} follows", f"{heads}"], axes[-1:]
     if attends:
         return [f"{heads}", f"{heads} follows", f"{inner}"], axes[-2:]
-    return [f"{axis}" for axis in image_axis(call.node)] or _not_taken_apart(call, (inner, outer, heads)), []
+    likely = (outer, inner, heads) if is_averaged(call.node, inner) else (inner, outer, heads)
+    return [f"{axis}" for axis in image_axis(call.node)] or _not_taken_apart(call, likely), []
 
 
 def _not_taken_apart(call: Call, axes: tuple[int, ...]) -> list[str]:
