@@ -5,7 +5,8 @@ others. With m the mask of the living, n of C channels alive, s = sqrt(C / n) an
 T(x) = s (m x + (1 - m) mean) has, over all C channels, s times the living channels' mean, and their variance. The norm
 is shown T(x), and its weight (or its output, where it has none) is divided by s: also of a norm that divides by the
 root of the variance without taking the mean off. With all channels alive T is the identity, bit for bit. An RMS norm
-takes no mean: T(x) = s m x. A unit norm (``F.normalize``) takes the length as it is: T(x) = m x, nothing is divided.
+takes no mean: T(x) = s m x. Where the variance has Bessel's correction, s = sqrt((C - 1) / (n - 1)). A unit norm
+(``F.normalize``) takes the length as it is: T(x) = m x, nothing is divided.
 
 A response norm (ConvNeXt V2's) compares each channel's norm over space with the mean of all of them. It is shown m x,
 so that the mean comes out n / C times as large, and its weight is multiplied by n / C. The small number that keeps the
@@ -36,10 +37,11 @@ def living_count(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.sum(dtype=dtype).clamp_min(1)
 
 
-def scale(mask: Tensor) -> Tensor:
-    """Return s = sqrt(C / n), shape ``[]``."""
+def scale(mask: Tensor, correction: int = 0) -> Tensor:
+    """Return s = sqrt(C / n), shape ``[]``, or that of one less each."""
     finest = torch.float32 if mask.device.type == "mps" else torch.float64
-    return (mask.numel() / living_count(mask, finest)).sqrt()
+    count = living_count(mask, finest).clamp_min(1 + correction)
+    return ((mask.numel() - correction) / (count - correction)).sqrt()
 
 
 class Living(nn.Module):
@@ -94,13 +96,18 @@ class LivingNorm(Living):
     def __init__(self, bank: LatentBank, norm: Norm) -> None:
         super().__init__(bank, norm.units, norm.axis)
         self.groups, self.centred, self.spatial = norm.groups, norm.kind == "layer", norm.spatial
+        self.correction = norm.correction
 
     def shown(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape with the statistics of the living channels."""
         alive = self.mask()
         mask = self.along(x, alive)
         filled = mask * x + (1 - mask) * self._mean(x, mask) if self.centred else mask * x
-        return scale(alive).to(x.dtype) * filled
+        return scale(alive, self.correction).to(x.dtype) * filled
+
+    def too_large(self) -> Tensor:
+        """Return s."""
+        return scale(self.mask(), self.correction)
 
     def _mean(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return the living channels' mean, of each group of them, and over space too for a group norm."""

@@ -91,6 +91,30 @@ class Llama(Gammas):
         return self.gamma * y.to(x.dtype)
 
 
+class Deviations(Gammas):
+    """The layer norm of the Annotated Transformer: by the deviation, with Bessel's correction."""
+
+    def forward(self, x):
+        mean, deviation = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+        return self.gamma * (x - mean) / (deviation + 0.1) + self.beta
+
+
+class Corrected(Gammas):
+    """A layer norm whose variance has Bessel's correction."""
+
+    def forward(self, x):
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 0.1).sqrt() * self.gamma + self.beta
+
+
+class Simple(Gammas):
+    """timm's SimpleNorm2d: by the root of the variance alone, over channels that it turns last first."""
+
+    def forward(self, x):
+        x = x.permute(0, 2, 3, 1)
+        x = x * torch.rsqrt(torch.var(x, dim=(-1,), keepdim=True) + 0.1) * self.gamma + self.beta
+        return x.permute(0, 3, 1, 2)
+
+
 class Responses(Gammas):
     """ConvNeXt V2's: each channel's norm over space beside the mean of all of them."""
 
@@ -106,6 +130,9 @@ NETWORKS = {
     "layer norm in another type": lambda: ChannelsLast(Float64(12)),
     "layer norm written out": lambda: Residual(WrittenOut(12)),
     "norm over all written out": lambda: Residual(Turned(12)),
+    "layer norm by the deviation": lambda: ChannelsLast(Deviations(12)),
+    "layer norm with a corrected variance": lambda: ChannelsLast(Corrected(12)),
+    "norm by the corrected variance alone": lambda: Residual(Simple(12)),
     "rms norm written out": lambda: ChannelsLast(Llama(12)),
     "layer norm": lambda: ChannelsLast(nn.LayerNorm(12)),
     "layer norm with its own permutation": lambda: Residual(OwnLayerNorm2d(12)),
@@ -156,6 +183,12 @@ class TestNormsOverChannels:
         assert not slim.norm._forward_pre_hooks
         for made, given in zip(slim.norm.parameters(), model.norm.parameters(), strict=True):
             assert torch.equal(made, given)
+
+
+@pytest.mark.parametrize(("norm", "least"), [(Deviations, 2), (Corrected, 2), (Gammas, 1)])
+def test_two_channels_stay_where_the_variance_of_one_is_none(norm, least):
+    hyper = hyperize(ChannelsLast(norm(12)), torch.randn(2, 3, 5, 5))
+    assert hyper.coupling.group("embed").least == least
 
 
 def test_the_users_own_hooks_stay_on_the_norm():

@@ -180,6 +180,7 @@ class Norm:
             square, ``"unit"`` by the length, ``"response"`` compares each channel's norm over space with their mean.
         spatial: whether its statistics run over the axes behind the channels too.
         offset: number that the layer adds to its scale.
+        correction: by how much its variance divides by less than the number of channels.
         nodes: its calls that may be read in two ways, as a unit norm or as an RMS norm.
     """
 
@@ -190,6 +191,7 @@ class Norm:
     kind: NormKind
     spatial: bool
     offset: float = 0.0
+    correction: int = 0
     nodes: tuple[str, ...] = ()
 
     @property

@@ -104,7 +104,7 @@ def norms_of(ledger: Ledger, units: np.ndarray) -> tuple[Norm, ...]:
     for call in ledger.norms:
         here = units[call.labels.numpy()]
         if (here != STAYS).any():
-            layout = (call.axis, call.groups, call.kind, call.spatial, call.offset)
+            layout = (call.axis, call.groups, call.kind, call.spatial, call.offset, call.correction)
             nodes = found.setdefault(Norm(call.weight, tuple(here.tolist()), *layout), [])
             nodes += [call.node] if call.node else []
     return tuple(replace(norm, nodes=tuple(nodes)) for norm, nodes in found.items())

@@ -131,6 +131,7 @@ class NormCall:
         kind: what it computes of the channels it reads.
         spatial: whether its statistics run over the axes behind the channels too.
         offset: number that the layer adds to its scale.
+        correction: by how much its variance divides by less than the number of channels.
         node: the call, if it may be read in two ways: divided by a length, times a number or the root of the width.
     """
 
@@ -141,6 +142,7 @@ class NormCall:
     kind: NormKind = "layer"
     spatial: bool = False
     offset: float = 0.0
+    correction: int = 0
     node: str = ""
 
 

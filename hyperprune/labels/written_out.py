@@ -1,15 +1,15 @@
 """Norms whose arithmetic a layer writes out in its forward().
 
 An RMS norm is ``x * rsqrt(mean(x * x) + eps) * weight``; a layer norm takes the mean off first, or divides by the root
-of the variance alone (Restormer's without a bias). A unit norm divides by the length, as ``F.normalize`` does; times
-the root of a width it is an RMS norm. A response norm is
+of the variance alone (Restormer's without a bias), or by the standard deviation. A unit norm divides by the length, as
+``F.normalize`` does; times the root of a width it is an RMS norm. A response norm is
 ``x * (g / (mean(g) + eps)) * weight + x``, with g the norm of each channel over space. Such a layer may be shown other
 numbers at its input, as torch's own may, if it does nothing else with that input.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.fx
 
@@ -21,6 +21,7 @@ PASSING = (*CASTS, "alias")
 SCALING = ("mul", "addcmul")
 ROOTS = {"sqrt": 0.5, "rsqrt": -0.5}  # and the powers they stand for
 LENGTHS = ("norm", "linalg_vector_norm")
+SPREADS = ("var", "std")
 BOUNDED = ("clamp_min", "clamp", "expand", "expand_as", "add")  # what becomes of a length before it divides
 LAID_OUT = (*PASSING, "view", "reshape", "unsqueeze", "slice", "expand", "expand_as")
 
@@ -33,11 +34,18 @@ class WrittenNorm:
         weight: the placeholder of what scales the result; None if nothing does, and the result is the layer's own.
         kind: what it computes of the channels.
         offset: number that is added to the weight: Gemma's norms multiply by 1 + weight.
+        correction: by how much the variance divides by less than the number of channels: Bessel's is 1.
     """
 
     weight: torch.fx.Node | None
     kind: NormKind
     offset: float = 0.0
+    correction: int = 0
+
+    @property
+    def may_be_spatial(self) -> bool:
+        """Whether it may run over the axes behind the channels too."""
+        return self.kind != "response" and not self.correction
 
 
 def written_norm(reduction: torch.fx.Node) -> WrittenNorm | None:
@@ -50,10 +58,11 @@ def written_norm(reduction: torch.fx.Node) -> WrittenNorm | None:
         return _unit_norm(_uncast(x.args[0]), x, root) if _are_squares(x) and root is not None else None
     if plain_name(x) in LENGTHS:
         return _response_norm(_uncast(x.args[0]), x, reduction)
-    if plain_name(reduction) == "var" or not _are_squares(x):
-        mean = _mean_of(x, owner(reduction))
-        alone = mean is None and _is_variance(reduction)
-        return _rms_norm(x, reduction, reduction, "layer") if alone else _layer_norm(x, mean)
+    if plain_name(reduction) in SPREADS or not _are_squares(x):
+        mean, correction = _mean_of(x, owner(reduction)), _correction(reduction)
+        if mean is not None or correction is None:
+            return _layer_norm(x, mean)
+        return _corrected(_rms_norm(x, reduction, reduction, "layer"), correction)
     base = _uncast(x.args[0])
     if plain_name(base) == "sub":
         return _layer_norm(_uncast(base.args[0]), base.args[1])
@@ -81,7 +90,7 @@ def _layer_norm(x: torch.fx.Node, mean: object) -> WrittenNorm | None:
     off = [user for user in mean.users if plain_name(user) == "sub" and _are(user.args[:2], x, mean)]
     onward = [user for node in off for user in _users(node)]
     squares = [node for node in onward if _are_squares(node)]
-    taken = [node for node in _users(x) if _is_variance(node) and owner(node) == owner(mean)]
+    taken = [node for node in _users(x) if _correction(node) is not None and owner(node) == owner(mean)]
     variances = _users(squares[0]) if squares else taken
     if len(off) != len(mean.users) or len(variances) != 1 or not _are_alike(mean, variances[0]):
         return None
@@ -95,9 +104,15 @@ def _layer_norm(x: torch.fx.Node, mean: object) -> WrittenNorm | None:
     inside = {mean, *off, *([] if squares else variances)}
     if not _is_all_that_happens(x, mean, inside):
         return None
+    correction = _correction(variances[0]) or 0
     if early is not None:
-        return _scaled_by(early, "layer") if _only_user(early, "div") is scaled else None
-    return WrittenNorm(None, "layer") if is_all_of_its_layer(mean, scaled) else _weighted(scaled, "layer")
+        return _corrected(_scaled_by(early, "layer"), correction) if _only_user(early, "div") is scaled else None
+    own = is_all_of_its_layer(mean, scaled)
+    return _corrected(WrittenNorm(None, "layer") if own else _weighted(scaled, "layer"), correction)
+
+
+def _corrected(norm: WrittenNorm | None, correction: int) -> WrittenNorm | None:
+    return None if norm is None else replace(norm, correction=correction)
 
 
 def _response_norm(x: torch.fx.Node, lengths: torch.fx.Node, mean: torch.fx.Node) -> WrittenNorm | None:
@@ -131,6 +146,8 @@ def _unit_norm(x: torch.fx.Node, start: torch.fx.Node, length: torch.fx.Node) ->
 
 def _divided_by_root(variance: torch.fx.Node) -> tuple[torch.fx.Node | None, bool]:
     """Return what is divided by the root of a variance, and whether by a product with its inverse."""
+    if plain_name(variance) == "std":
+        return _only_user(_only_user(variance, "add") or variance, "div"), False
     root = _only_user(_only_user(variance, "add"), *ROOTS, "pow")
     if root is None or (plain_name(root) == "pow" and root.args[1] not in ROOTS.values()):
         return None, False
@@ -163,8 +180,12 @@ def _is_all_that_happens(x: torch.fx.Node, call: torch.fx.Node, expected: set[to
 
 
 def _enters(x: torch.fx.Node, call: torch.fx.Node) -> bool:
-    """Say whether ``x`` comes from outside the layer that makes this call: the network itself is none."""
+    """Say whether ``x`` comes from outside the layer that makes this call, turned perhaps; the network is no layer."""
     layer = owner(call)
+    while owner(x) == layer and _is(x, TURNED):
+        turned, x = x, _uncast(x.args[0])
+        if [user for user in _users(x) if owner(user) == layer] != [turned]:
+            return False
     return bool(layer) and not is_within(owner(x), layer)
 
 
@@ -174,14 +195,15 @@ def _are(args: tuple[object, ...], x: torch.fx.Node, mean: torch.fx.Node) -> boo
 
 def _are_alike(mean: torch.fx.Node, variance: torch.fx.Node) -> bool:
     """Say whether two reductions run over the same axes, which stay with length 1."""
-    return plain_name(variance) in ("mean", "var") and mean.meta["val"].shape == variance.meta["val"].shape
+    return plain_name(variance) in ("mean", *SPREADS) and mean.meta["val"].shape == variance.meta["val"].shape
 
 
-def _is_variance(node: torch.fx.Node) -> bool:
-    """Say whether a call takes a variance without Bessel's correction, over given axes."""
-    if plain_name(node) != "var" or len(node.args) < 2:
-        return False
-    return node.args[2] is False if len(node.args) > 2 else bool(node.kwargs.get("correction", 1) == 0)
+def _correction(node: torch.fx.Node) -> int | None:
+    """Return the correction of a variance or deviation over given axes, 1 or 0; None if it is no such call."""
+    if plain_name(node) not in SPREADS or len(node.args) < 2:
+        return None
+    correction = node.args[2] if len(node.args) > 2 else node.kwargs.get("correction")
+    return 1 if correction is None else int(correction) if correction in (0, 1) else None  # type: ignore[arg-type]
 
 
 def _are_squares(node: torch.fx.Node) -> bool:

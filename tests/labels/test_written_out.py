@@ -82,6 +82,12 @@ KNOWN: dict[str, tuple[Written, str]] = {
     "rms in another type": (llama, "rms"),
     "rms scaled by one more than the scale": (lambda layer, x: x * root_of_squares(x) * (1.0 + layer.scale), "rms"),
     "layer norm scaled by its scale and one": (lambda layer, x: with_variance(layer, x, more=1.0), "layer"),
+    "layer norm with Bessel's correction": (lambda layer, x: with_variance(layer, x, unbiased=True), "layer"),
+    "layer norm by the deviation": (
+        lambda layer, x: layer.scale * off_mean(x) / (x.std(-1, keepdim=True) + 1e-6) + layer.shift,
+        "layer",
+    ),
+    "by the deviation alone": (lambda layer, x: x / x.std(-1, keepdim=True, unbiased=False) * layer.scale, "layer"),
     "response norm": (convnext_v2, "response"),
     "response norm in timm's words": (timms_v2, "response"),
     "unit norm by the root of a sum (SSD)": (ssd, "unit"),
@@ -103,7 +109,13 @@ KNOWN: dict[str, tuple[Written, str]] = {
     ),
 }
 UNKNOWN: dict[str, Written] = {
-    "variance with Bessel's correction": lambda layer, x: with_variance(layer, x, unbiased=True),
+    "a correction of two": lambda layer, x: (
+        off_mean(x) * torch.rsqrt(x.var(-1, correction=2, keepdim=True) + 1e-6) * layer.scale
+    ),
+    "a deviation that multiplies": lambda layer, x: off_mean(x) * (x.std(-1, keepdim=True) + 1e-6) * layer.scale,
+    "Bessel's correction over positions too": lambda layer, x: (
+        (x - x.mean((1, 2), keepdim=True)) / (x.std((1, 2), keepdim=True) + 1e-6) * layer.scale
+    ),
     "what enters is used once more": lambda layer, x: once_off(layer, x) + x,
     "the mean is used once more": lambda layer, x: once_off(layer, x) + x.mean(-1, keepdim=True),
     "what is off the mean is used once more": lambda layer, x: (

@@ -37,7 +37,7 @@ REDUCING = [
     "std_mean",
 ]
 LENGTHS = ("aten::linalg_vector_norm", "aten::sum")  # of a unit norm they are stretched to the shape that they divide
-NORMS = ("aten::mean", "aten::var", *LENGTHS)  # that a layer may write out
+NORMS = ("aten::mean", "aten::var", "aten::std", *LENGTHS)  # that a layer may write out
 KEEPING = ["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "sort", "topk"]
 
 
@@ -98,16 +98,26 @@ def _is_counted(call: Call, x: Tensor, axes: list[int]) -> bool:
     if norm is not None and norm.kind == "unit" and not firm:
         norm = _of_length(call, norm)
     spatial = axes != [axis]
-    if norm is None or (spatial and (sorted(axes) != list(range(axis, x.ndim)) or norm.kind == "response")):
+    if norm is None or (spatial and (sorted(axes) != list(range(axis, x.ndim)) or not norm.may_be_spatial)):
         return False
     if norm.weight is not None and (not call.owns(weight) or (firm and norm.kind != "unit")):
         return False
-    from_end = min(call.arg("dim")) < 0 if spatial else axis == x.ndim - 1
-    at = axis - x.ndim if from_end else axis  # inputs may differ in rank
     name, channels = call.name_of_norm(weight), call.channels(x, axis)
+    given, rank = _as_given(call, channels, (axis, x.ndim))
+    from_end = min(call.arg("dim")) < 0 if spatial else given == rank - 1
+    at = given - rank if from_end else given  # inputs may differ in rank
     node = call.node.name if call.operator in LENGTHS and not firm else ""
-    call.living_norm(NormCall(name, channels, at, kind=norm.kind, spatial=spatial, offset=norm.offset, node=node))
+    call.living_norm(NormCall(name, channels, at, 1, norm.kind, spatial, norm.offset, norm.correction, node))
+    if norm.correction:
+        call.paired(channels)
     return True
+
+
+def _as_given(call: Call, channels: Tensor, here: tuple[int, int]) -> tuple[int, int]:
+    """Return where channels lie in what the layer is given, which it may turn first, and the rank of that."""
+    places = [(axes[0], x) for x in call.arriving() if len(axes := varying_axes(x)) == 1]
+    found = [(axis, x.ndim) for axis, x in places if call.channels(x, axis).equal(channels)]
+    return here if here in found or not found else found[0]
 
 
 def _of_length(call: Call, norm: WrittenNorm) -> WrittenNorm | None:
