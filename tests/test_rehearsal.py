@@ -372,6 +372,33 @@ def test_as_many_heads_as_each_has_channels_hide_no_head(heads: int, width: int)
     assert (slim[2].heads, slim[2].head_dim) == (heads, width)
 
 
+class LinearAttention(nn.Module):
+    """EfficientViT's: query, key and value of two scales, in heads whose width is called dim."""
+
+    def __init__(self, heads: int, dim: int) -> None:
+        super().__init__()
+        width = 3 * heads * dim
+        self.dim = dim
+        self.qkv, self.scaled = nn.Conv2d(4, width, 1), nn.Conv2d(width, width, 1, groups=3 * heads)
+        self.proj = nn.Conv2d(2 * heads * dim, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x)
+        rows = torch.cat([qkv, self.scaled(qkv)], 1).reshape(len(x), -1, 3 * self.dim, x.shape[2] * x.shape[3]).mT
+        q, k, v = rows.chunk(3, -1)
+        sums = q.relu() @ (k.relu().mT @ nn.functional.pad(v, (0, 1), value=1.0))
+        mixed = sums[..., :-1] / (sums[..., -1:] + 0.1)
+        return x + self.proj(mixed.mT.reshape(len(x), -1, *x.shape[2:]))
+
+
+@pytest.mark.parametrize(("heads", "dim"), [(4, 8), (4, 4), (3, 8)])
+def test_a_width_that_equals_a_number_of_heads_hides_none_whatever_its_name(heads: int, dim: int) -> None:
+    """Of two scales there are twice as many heads: eight, each eight wide."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), LinearAttention(heads, dim), nn.Conv2d(4, 2, 1))
+    hyper = hyperize(model, torch.randn(2, 3, 4, 5))
+    assert [(group.name, group.size) for group in hyper.coupling.groups] == [("0", 4), ("1.qkv", heads)]
+
+
 def test_a_number_worked_out_from_a_width_costs_the_channels_that_it_counts_and_no_others() -> None:
     coupling = exact(Scaled(), torch.randn(IMAGE))
     found = layout(coupling, ("a", "c"))

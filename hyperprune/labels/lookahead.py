@@ -16,7 +16,7 @@ ATTENTION = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum
 PASSED = {
     *("getitem", "permute", "transpose", "t", "mT", "unbind", "select", "slice", "chunk", "split", "split_with_sizes"),
     *("contiguous", "clone", "reshape", "view", "flatten", "unsqueeze", "squeeze", "expand", "cat", "alias", "detach"),
-    *("repeat_interleave", "repeat", "view_as_complex", "view_as_real", "type_as"),
+    *("repeat_interleave", "repeat", "pad", "view_as_complex", "view_as_real", "type_as"),
     *("mul", "div", "add", "sub", "relu", "elu", "softmax", "sigmoid", "layer_norm", "rms_norm", "to", "_to_copy"),
 }
 FARTHEST = 39

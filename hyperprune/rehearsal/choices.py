@@ -73,6 +73,10 @@ class Choices:
         """Return the choices with one more module closed."""
         return replace(self, closed=self.closed | {module})
 
+    def spare(self, attributes: Iterable[Spared]) -> Choices:
+        """Return the choices with more attributes that keep their numbers."""
+        return replace(self, spared=self.spared | set(attributes))
+
     def inherit(self, modules: Iterable[Heir]) -> Choices:
         """Return the choices with more modules that take over the sizes around them."""
         return replace(self, heirs=self.heirs | set(modules))
@@ -88,10 +92,7 @@ def with_spared(model: nn.Module, coupling: CouplingMap, inputs: ExampleInputs) 
     """
     if not holds_sizes(coupling, modules_of(model)):
         return coupling
-    kinds: dict[tuple[type[nn.Module], str], list[Spared]] = {}
-    for spared in doubtful(model, coupling.plan(about_half(coupling, 0).numpy())):
-        kinds.setdefault((type(model.get_submodule(spared.module)), spared.attribute), []).append(spared)
-    for alike in kinds.values():
+    for alike in _of_one_name(model, doubtful(model, coupling.plan(about_half(coupling, 0).numpy()))):
         tried = replace(coupling, spared=(*coupling.spared, *alike))
         if isinstance(rehearse(model, tried, inputs), Proof):
             coupling = tried
@@ -213,26 +214,37 @@ def with_firm_attributes(
 
     One number may be two sizes: as many heads as each has channels, or a stream that stays as wide as what is pruned
     (the attention of GPT-2 ends in a layer that holds the one width it makes). A wrong result names no module: all
-    attributes are tried whose names do not speak of channels. Modules of one class at like places are read alike.
+    attributes are tried whose names do not speak of channels, then those of one name in one class after the other.
+    Else modules of one class at like places are read alike.
     """
     modules = modules_of(model)
     plan = coupling.plan(about_half(coupling, 0).numpy())
     chance = set(doubtful(model, plan))
     if fault.inexact:
-        tried = replace(choices, spared=choices.spared | chance)
-        return tried if chance and isinstance(rehearse(model, couple(tried), inputs), Proof) else None
+        ways = (
+            choices.spare(alike) for alike in [chance, *_of_one_name(model, changed(model, plan))[:MOST_WAYS]] if alike
+        )
+        return next((tried for tried in ways if isinstance(rehearse(model, couple(tried), inputs), Proof)), None)
     elsewhere = None
     for path in dict.fromkeys(fault.modules):
         names = {spared.attribute: spared in chance for spared in changed(model, plan) if spared.module == path}
         alike = [other for other in modules if _place(modules, other) == _place(modules, path)]
         for chosen in _ways_to_spare(names):
-            tried = replace(choices, spared=choices.spared | {Spared(*pair) for pair in product(alike, chosen)})
+            tried = choices.spare(Spared(*pair) for pair in product(alike, chosen))
             outcome = rehearse(model, couple(tried), inputs)
             if isinstance(outcome, Proof):
                 return tried
             if outcome.modules and set(alike).isdisjoint(outcome.modules):
                 elsewhere = elsewhere or tried
     return elsewhere
+
+
+def _of_one_name(model: nn.Module, attributes: Iterable[Spared]) -> list[list[Spared]]:
+    """Put attributes of one name in one class together."""
+    kinds: dict[tuple[type[nn.Module], str], list[Spared]] = {}
+    for spared in attributes:
+        kinds.setdefault((type(model.get_submodule(spared.module)), spared.attribute), []).append(spared)
+    return list(kinds.values())
 
 
 def _ways_to_spare(names: Mapping[str, bool]) -> Iterator[list[str]]:

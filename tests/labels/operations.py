@@ -1303,6 +1303,10 @@ def projections() -> dict[str, Any]:
     return {name: nn.Linear(3, 6) for name in "qkv"} | {"out": nn.Linear(6, 2)}
 
 
+def _shared_out(sums: Tensor) -> Tensor:
+    return sums[..., :-1] / (sums[..., -1:] + 1e-3)
+
+
 def _looked_up(net: Any, x: Tensor) -> Tensor:
     places = torch.arange(x.shape[1])
     return net.out(net.a(x) + net.table[places] + net.embedding(places))
@@ -1393,6 +1397,27 @@ PRODUCTS = [
         projections,
         heads(lambda q, k, v: torch.einsum("bhij,bhjd->bhid", torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1), v)),
         BY_HEADS,
+        TOKENS,
+    ),
+    Row(
+        "linear attention whose values are padded with ones goes by heads",
+        projections,
+        heads(lambda q, k, v: _shared_out(q.relu() @ (k.relu().mT @ F.pad(v, (0, 1), value=1.0)))),
+        BY_HEADS,
+        TOKENS,
+    ),
+    Row(
+        "biases of heads that einsum looks up in a table, by a buffer, go with their heads",
+        lambda: (
+            projections()
+            | {"table": table(3, 3, 4), "rows": nn.Buffer(torch.rand(5, 3)), "columns": nn.Buffer(torch.rand(5, 4))}
+        ),
+        lambda net, x: heads(
+            lambda q, k, v: F.scaled_dot_product_attention(
+                q, k, v, torch.einsum("hib,jb->hij", torch.einsum("hab,ia->hib", net.table, net.rows), net.columns)
+            )
+        )(net, x),
+        {**BY_HEADS, "table": "abc"},
         TOKENS,
     ),
     Row(

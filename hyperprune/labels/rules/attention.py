@@ -127,7 +127,8 @@ def einsum(call: Call) -> Any:
     names = terms.split(",")
     if "." in equation or not result or len(names) != 2:
         return call.give_up(PRODUCT)
-    if (made := _linear_by_letters(call, names, result)) is not None:
+    made = _linear_by_letters(call, names, result)
+    if made is not None or (made := _looked_up(call, names, result)) is not None:
         return made
     operands = [call.labels(o) for o in call.arg("tensors")]
     busy = {name[axis]: o for o, name in zip(operands, names, strict=True) for axis in varying_axes(o)}
@@ -146,6 +147,26 @@ def einsum(call: Call) -> Any:
         return call.give_up(PRODUCT)
     rest = {letter: o for letter, o in busy.items() if letter not in shared}
     return _passes_by_letters(call, names, result, operands, rest)
+
+
+def _looked_up(call: Call, names: list[str], result: str) -> Tensor | None:
+    """Sum axes of a table with those of a buffer, as of biases by position: what lies along other axes passes."""
+    operands = list(zip(call.arg("tensors"), names, strict=True))
+    buffers, tables = ([pair for pair in operands if _is_buffer(pair[0]) == which] for which in (True, False))
+    if len(buffers) != 1:
+        return None
+    ((buffer, _),), ((table, name),) = buffers, tables
+    labels = call.labels(table)
+    summed = [axis for axis, letter in enumerate(name) if letter not in result]
+    kept = [axis for axis in varying_axes(labels) if axis not in summed]
+    if not kept or len(kept) == len(varying_axes(labels)):
+        return None
+    call.freeze(buffer, POSITIONS)
+    labels = call.together(labels, *summed)
+    labels = labels.permute(*summed, *(name.index(letter) for letter in result if letter in name))[(0,) * len(summed)]
+    for axis in [axis for axis, letter in enumerate(result) if letter not in name]:
+        labels = labels.unsqueeze(axis)
+    return compact(labels.expand(call.shape))
 
 
 def _summed(names: list[str], result: str, operands: list[Tensor]) -> tuple[int, int] | None:

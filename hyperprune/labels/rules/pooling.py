@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperprune.labels.arrays import compact, spread
+from hyperprune.labels.arrays import compact, spread, varying_axes
 from hyperprune.labels.call import Call
 from hyperprune.labels.reasons import PADDED, REDUCED
 from hyperprune.labels.registry import rule
@@ -116,6 +116,8 @@ def _pad_axis(call: Call, x: Tensor, axis: int, before: int, after: int, constan
     if not constant or before < 0 or after < 0:
         call.freeze(x, PADDED)
         return call.pinned(PADDED, tuple(size if at == axis else n for at, n in enumerate(x.shape)))
+    if set(varying_axes(x)) - {axis}:  # heads: what is added goes with the one that it is added to
+        return call.together(x, axis).expand([size if at == axis else n for at, n in enumerate(x.shape)])
     zeros = [
         call.pinned(PADDED, tuple(n if at == axis else m for at, m in enumerate(x.shape))) for n in (before, after)
     ]
