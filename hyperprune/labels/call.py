@@ -79,13 +79,13 @@ class Call:
         leaves = torch.utils._pytree.tree_leaves(list(self.arguments.values()))
         return [leaf for leaf in leaves if isinstance(leaf, (Tensor, TensorRef))]
 
-    def channels(self, value: Any, axis: int) -> Tensor:
+    def channels(self, value: Any, axis: int, reason: str = SEVERAL_AXES) -> Tensor:
         """Return the labels along one axis, shape ``[size]``; what lies at one position there goes together."""
         labels = self.labels(value)
         labels = self.pinned(CONSTANT, tuple(labels.shape)) if self.is_elastic(labels) else self.settled(labels, axis)
         axis %= labels.ndim
         others = [at for at in range(labels.ndim) if at != axis]
-        return self.together(labels, *others, reason=SEVERAL_AXES).reshape(-1)
+        return self.together(labels, *others, reason=reason).reshape(-1)
 
     def settled(self, labels: Tensor, axis: int) -> Tensor:
         """Return labels that vary along one axis alone, where nothing but the elements of tables varies along others.

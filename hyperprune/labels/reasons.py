@@ -17,6 +17,7 @@ EDITED = "its weight is changed by forward() in train mode, which a generated we
 PARAMETRIZED = "has a parametrization of the user's, such as spectral norm; remove_parametrizations() makes it plain"
 TIED = "is shared between modules"
 UNREAD = "no gated layer reads it"
+SLID_OVER = "a convolution slides over them, so each is read beside its neighbours"
 FOLLOWS = "a size is read off what the module is given, as in B, N, C = x.shape"
 SAME_WIDTH = "nn.MultiheadAttention is as wide inside as the stream it reads"
 AS_WIDE = (FOLLOWS, SAME_WIDTH)

@@ -16,7 +16,7 @@ from hyperprune import export_pruned, hyperize
 from hyperprune.coupling import CouplingMap, build
 from hyperprune.errors import NothingPrunableError
 from hyperprune.labels import flow, operator_name, registered, rule, unregister
-from hyperprune.labels.reasons import COMPUTED, INDEXED, PARAMETRIZED
+from hyperprune.labels.reasons import COMPUTED, INDEXED, PARAMETRIZED, SLID_OVER
 from hyperprune.labels.registry import find
 from hyperprune.rehearsal.rehearse import rehearse
 from hyperprune.trace import ExampleInputs, Trace, trace
@@ -162,6 +162,18 @@ def test_channels_in_an_order_that_a_tensor_holds_stay_and_the_report_says_so() 
     row = Row("permuted", one(), lambda net, x: net.out(net.a(x)[:, torch.tensor([2, 0, 3, 1])]), {})
     (stays,) = [f for f in couple(row.model(), row.x()).frozen if f.layer == "a"]
     assert stays.reason == INDEXED
+
+
+def test_channels_that_a_convolution_slides_over_say_so() -> None:
+    """Efficient channel attention makes each gate of the means of neighbouring channels."""
+    row = Row(
+        "gates",
+        lambda: {"a": nn.Conv2d(3, 8, 1), "gate": nn.Conv1d(1, 1, 3, padding=1), "out": nn.Conv2d(8, 2, 1)},
+        lambda net, x: net.out((y := net.a(x)) * net.gate(y.mean((2, 3))[:, None]).mT[..., None]),
+        {},
+    )
+    frozen = couple(row.model(), row.x()).frozen
+    assert ("a", 8, SLID_OVER) in {(stays.layer, stays.channels, stays.reason) for stays in frozen}
 
 
 def test_an_in_place_operation_follows_the_rule_of_its_plain_twin() -> None:

@@ -19,7 +19,7 @@ from hyperprune.labels.lookahead import (
     is_read_by_columns,
     splits_channels,
 )
-from hyperprune.labels.reasons import COMPUTED, MIXED_NORM, POSITIONS
+from hyperprune.labels.reasons import COMPUTED, MIXED_NORM, POSITIONS, SLID_OVER
 from hyperprune.labels.registry import rule
 from hyperprune.labels.standardised import reads_what_enters
 from hyperprune.trace import owner_class
@@ -110,7 +110,7 @@ def _axis(call: Call, weight: Tensor | TensorRef) -> int:
 
 def _convolve(call: Call, weight: TensorRef, reads: int, writes: int, positions: int) -> Tensor:
     axis = _axis(call, weight)
-    x, groups = call.channels(call.arg("input"), axis), call.arg("groups", 1)
+    x, groups = call.channels(call.arg("input"), axis, SLID_OVER), call.arg("groups", 1)
     call.applied(weight, positions)
     if groups == 1:
         call.tie(call.reads(weight, reads), x)
