@@ -21,7 +21,7 @@ from hyperprune.labels.standardised import row_views
 from hyperprune.trace import Origin, Trace, origin
 
 LAST_RESORT = 3
-LARGEST_BUFFER = 2**18
+LARGEST_BUFFER = 2**22
 
 
 def flow(traces: tuple[Trace, ...], choices: Mapping[str, int] | None = None, attention: Attention = "heads") -> Ledger:

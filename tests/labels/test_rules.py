@@ -176,6 +176,13 @@ def test_channels_that_a_convolution_slides_over_say_so() -> None:
     assert ("a", 8, SLID_OVER) in {(stays.layer, stays.channels, stays.reason) for stays in frozen}
 
 
+def test_a_table_of_positions_as_long_as_tutorials_make_it_loses_the_channels_of_its_stream() -> None:
+    parts = {"a": nn.Linear(3, 64), "places": nn.Buffer(torch.randn(5000, 64)), "out": nn.Linear(64, 2)}
+    row = Row("positions", lambda: parts, lambda net, x: net.out(net.a(x) + net.places[: x.shape[1]]), {}, (2, 5, 3))
+    (group,) = couple(row.model(), row.x()).groups
+    assert (group.name, group.size) == ("a", 64)
+
+
 def test_an_in_place_operation_follows_the_rule_of_its_plain_twin() -> None:
     assert find("aten::relu_") is find("aten::relu")
     assert find("aten::no_such_operation_") is None
