@@ -110,8 +110,9 @@ def _element_axis(tensor: str, grid: np.ndarray, reasons: dict[int, Freeze], mar
     if len(varying) == 1:
         index = tuple(slice(None) if axis == varying[0] else 0 for axis in range(grid.ndim))
         return [Axis(tensor, varying[0], "along", grid[index])]
+    reason = SEVERAL_AXES if varying else ALONE
     for root in np.unique(grid[marked[grid]]).tolist():
-        reasons.setdefault(root, Freeze(None, SEVERAL_AXES, Origin("parameter", tensor, "")))  # type: ignore[arg-type]
+        reasons.setdefault(root, Freeze(None, reason, Origin("parameter", tensor, "")))  # type: ignore[arg-type]
     return []
 
 

@@ -9,7 +9,7 @@ import torch.fx
 
 from hyperprune.coupling import CouplingMap
 from hyperprune.labels import convolutions_in_wide_groups, norms_in_groups
-from hyperprune.labels.reasons import ALONE
+from hyperprune.labels.reasons import ALONE, AS_WIDE
 from hyperprune.rehearsal.choices import Choices, Couple
 
 
@@ -35,4 +35,4 @@ def _combinations(reading: tuple[Choices, CouplingMap]) -> int:
 
 def tied(coupling: CouplingMap) -> int:
     """Return how many channels stay because all of them would have to go at once."""
-    return sum(frozen.channels for frozen in coupling.frozen if frozen.reason == ALONE)
+    return sum(frozen.channels for frozen in coupling.frozen if frozen.reason in (ALONE, *AS_WIDE))

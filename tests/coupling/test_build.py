@@ -13,7 +13,7 @@ from hyperprune.coupling.freezing import shared_tensors
 from hyperprune.coupling.map import Tensor as MapTensor
 from hyperprune.labels import Ledger
 from hyperprune.labels.ledger import ELASTIC, Freeze, NormCall, ProductCall, SizedCall, TensorRef, Tie
-from hyperprune.labels.reasons import FOLLOWS, INPUT, OUTPUT, REDUCED
+from hyperprune.labels.reasons import ALONE, FOLLOWS, INPUT, OUTPUT, REDUCED
 from hyperprune.trace import Origin
 from tests.models import Net
 
@@ -147,6 +147,13 @@ def test_a_group_says_why_what_must_be_equally_wide_goes_together(reason: str, c
     script.tie(a, b if crossed else a, Origin("aten.reshape", "attn", ""), reason)
     (group,) = script.solved().groups
     assert group.because == (((reason, "aten.reshape in 'attn'"),) if told else ())
+
+
+def test_a_table_whose_channels_all_go_together_stays_as_the_only_unit() -> None:
+    script, (a, _) = chain(4, 2)
+    script.tie(script.element(TensorRef("tokens", (3, 4), True)), a.expand(3, 4))
+    script.tie(a[:1].expand(4), a)
+    assert {stays.reason for stays in script.solved().frozen if stays.layer == "a"} == {ALONE}
 
 
 def test_channels_that_the_user_keeps_stay_and_no_others() -> None:
