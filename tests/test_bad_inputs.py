@@ -133,6 +133,18 @@ class Experts(nn.Module):
         return torch.einsum("bejhw,eji->bihw", hidden, self.outer)
 
 
+class Combined(nn.Module):
+    """Two convolutions whose weights forward() multiplies into one (braindecode's ShallowFBCSPNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.einsum("oc,cihw->oihw", self.second.weight[:, :, 0, 0], self.first.weight)
+        return self.head(nn.functional.conv2d(x, weight))
+
+
 class Drifting(nn.Sequential):
     """Multiplies by a number that grows from call to call."""
 
@@ -175,6 +187,8 @@ BAD_MODELS: list[tuple[str, Callable[[], Any], type[HyperpruneError], str]] = [
     ("no layer with weights", lambda: nn.Sequential(nn.ReLU(), nn.Flatten()), NothingPrunableError, "no parameters"),
     ("no convolution or linear layer", lambda: nn.Sequential(nn.BatchNorm2d(3)), NothingPrunableError,
      "Sequential has no convolution or linear layer|can be removed"),
+    ("a weight made in forward", Combined, NothingPrunableError,
+     r"weights that forward\(\) computes carry 61% of the MACs and stay\."),
     ("experts in one tensor", Experts, NothingPrunableError, "tensors of experts or heads stay whole"),
     ("orthogonal weights everywhere", lambda: nn.Sequential(*map(orthogonal, [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)])),
      NothingPrunableError, "remove_parametrizations"),

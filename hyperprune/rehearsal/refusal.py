@@ -25,7 +25,7 @@ def require_something(coupling: CouplingMap, model: nn.Module) -> None:
             f"{type(model).__name__} has no convolution or linear layer that the example inputs reach."
         )
     reasons = [line for reason in dict.fromkeys(f.reason for f in coupling.frozen) for line in _told(coupling, reason)]
-    reasons = reasons or [f"  {_no_weight_met(model)}."]
+    reasons = [*(reasons or [f"  {_no_weight_met(model)}."]), *_computed(coupling)]
     found = [f.reason for f in coupling.frozen if f.reason in REMEDIES]
     found = [reason for reason in found if reason != OUTPUT] or found  # every network has an output
     reasons += [f"what helps: {remedy}." for remedy in dict.fromkeys(REMEDIES[reason] for reason in found)]
@@ -41,6 +41,12 @@ def _told(coupling: CouplingMap, reason: str) -> list[str]:
         f"  {f.layer}: {f.channels} channels stay: {reason}{f' ({f.where})' * bool(f.where)}" for f in places[:TOLD]
     ]
     return told + [f"  and {len(places) - TOLD} more such layers"] * (len(places) > TOLD)
+
+
+def _computed(coupling: CouplingMap) -> list[str]:
+    """Say what share of the MACs weights have that no layer makes its own."""
+    computed, total = sum(use.macs for use in coupling.uses if not use.tensor), sum(use.macs for use in coupling.costs)
+    return [f"  weights that forward() computes carry {computed / total:.0%} of the MACs and stay."] if computed else []
 
 
 def _no_weight_met(model: nn.Module) -> str:
